@@ -1,0 +1,1 @@
+"""Evaluate: reconstructions spliced into the source model, and what that costs it."""

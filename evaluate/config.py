@@ -1,0 +1,39 @@
+"""The options of `saeflow evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
+
+from saeflow.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which SAE, on which model and text, and where the scores go.
+
+    Raises:
+        BadInputError: an option's value makes no sense.
+    """
+
+    sae: Annotated[Path, Doc("SAE folder, or a run folder that holds one SAE.")]
+    model: Annotated[
+        str | None, Doc("Source model; the one that the SAE was made from if not given.")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        Doc("Text, of which only held-out documents are used; those of the store if not given."),
+    ] = None
+    text_field: Annotated[str, Doc("Field of --dataset that holds the text.")] = "text"
+    split: Annotated[str, Doc("Split of a saved or hub dataset.")] = "train"
+    tokens: Annotated[int, Doc("Held-out tokens to evaluate on, at most.")] = 32_768
+    batch_size: Annotated[int, Doc("Sequences in a forward pass.")] = 16
+    out: Annotated[Path | None, Doc("Folder for scores.json; the SAE's own if not given.")] = None
+    device: Annotated[str, Doc("auto, cpu, or cuda.")] = "auto"
+    trust_remote_code: Annotated[bool, Doc("Run code that comes with the model.")] = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_size"):
+            value = getattr(self, name)
+            require(value > 0, f"--{name.replace('_', '-')} is {value}: it must be at least 1")

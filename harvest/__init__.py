@@ -1,0 +1,1 @@
+"""Harvest: text through a source model, activations into a store."""

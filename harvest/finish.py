@@ -1,0 +1,76 @@
+"""The end of a harvest: statistics merged, the manifest, and only then `complete`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from saeflow.files import write_json
+from saeflow.harvest import commits
+from saeflow.harvest.layout import FORMAT, HookPoint, Layout, write_array
+from saeflow.harvest.statistics import ShardStatistics, merge
+
+
+def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> None:
+    """Merge the shards' statistics, write the manifest, and mark the store complete.
+
+    Args:
+        store: the store's folder, every shard committed.
+        layout: its layout.
+        attributes: what its root says of it, `state` aside.
+    """
+    records = commits.read_log(store)
+    for hook_point in layout.hook_points:
+        _write_statistics(store, layout, hook_point, records)
+    write_json(
+        store / commits.MANIFEST,
+        {
+            "format": FORMAT,
+            "provenance": attributes["provenance"],
+            "shards": [
+                {key: record[key] for key in ("split", "shard", "rows", "files")}
+                for _, record in sorted(records.items())
+            ],
+        },
+    )
+    write_root(store, {**attributes, "state": "complete"})
+
+
+def write_root(store: Path, attributes: dict[str, Any]) -> None:
+    """Write the root group's metadata: one rename changes the state of the store."""
+    write_json(
+        store / "zarr.json",
+        {"attributes": {"saeflow": attributes}, "zarr_format": 3, "node_type": "group"},
+    )
+
+
+def _write_statistics(
+    store: Path,
+    layout: Layout,
+    hook_point: HookPoint,
+    records: dict[tuple[str, int], commits.Record],
+) -> None:
+    folder = f"stats/{hook_point.name}"
+    channels = np.asarray(zarr.open_array(store / folder / "shards", mode="r")[:])
+    merged = merge(
+        [
+            ShardStatistics.from_record(
+                records["train", k]["statistics"][hook_point.name], channels[k]
+            )
+            for k in range(layout.splits["train"].n_shards)
+        ]
+    )
+    write_array(store, f"{folder}/mean", merged.mean, ("d_in",))
+    write_array(store, f"{folder}/std", merged.std, ("d_in",))
+    write_array(store, f"{folder}/absmax", merged.absmax, ("d_in",))
+    write_array(store, f"{folder}/norm_histogram", merged.norm_histogram, ("bin",))
+    zarr.open_group(store / folder, mode="a").update_attributes(
+        {
+            "saeflow": {
+                "ordinary": merged.ordinary,
+                "massive": merged.massive,
+                "mean_square": merged.mean_square,
+            }
+        }
+    )

@@ -1,0 +1,1 @@
+"""Train: rows of a store into sparse autoencoders."""
