@@ -61,23 +61,6 @@ class SourceModel:
         return int(self.bridge.cfg.n_ctx)
 
 
-def choose_device(name: str) -> str:
-    """`auto` means the GPU where there is one.
-
-    Raises:
-        BadInputError: a GPU is asked for and there is none, or the name means nothing.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise BadInputError(f"--device {name} is no device: give auto, cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BadInputError(f"--device {name}: this machine has no usable GPU: give cpu or auto")
-    return name
-
-
 def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
     """The folder with a model's files; a hub name is downloaded, or found in the hub's cache.
 

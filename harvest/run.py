@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from saeflow import console
+from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
 from saeflow.harvest import commits
 from saeflow.harvest.build import Text, build_shard
@@ -16,7 +17,7 @@ from saeflow.harvest.capture import probe_hook_points
 from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.finish import finish_store, write_root
 from saeflow.harvest.layout import FORMAT, Layout, create_arrays
-from saeflow.harvest.models import SourceModel, choose_device, load_model
+from saeflow.harvest.models import SourceModel, load_model
 from saeflow.harvest.plan import Plan, make_plan
 from saeflow.harvest.provenance import describe, differences, model_spec
 from saeflow.harvest.sequences import write_sequences

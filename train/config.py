@@ -26,7 +26,7 @@ class TrainConfig:
         float | None, Doc("Latents as a multiple of the hook point's width, instead of --d-sae.")
     ] = None
     k: Annotated[int | None, Doc("Latents active in a row (topk). 32 if not given.")] = None
-    l1: Annotated[float | None, Doc("Weight of the L1 penalty (relu). 0.03 if not given.")] = None
+    l1: Annotated[float | None, Doc("Weight of the L1 penalty (relu). 5 if not given.")] = None
     lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
     batch_size: Annotated[int, Doc("Rows in a training step.")] = 2048
     tokens: Annotated[

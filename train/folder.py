@@ -1,0 +1,152 @@
+"""The SAE folder: cfg.json and sae_weights.safetensors as SAELens 6 reads them, and a self-test.
+
+`self_test.safetensors` holds a few rows with their latents and reconstructions
+and the mean of the training rows. Loading repeats the test, so a folder that was
+damaged, or is read by code that computes something else, is refused.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saeflow.errors import BadInputError, SaeflowError
+from saeflow.files import PARTIAL, sync_directory, write_json
+from saeflow.train.parameters import Parameters
+from saeflow.train.sae import SAE, architecture_of
+
+CFG, WEIGHTS, SELF_TEST = "cfg.json", "sae_weights.safetensors", "self_test.safetensors"
+_TOLERANCE = 1e-3
+_SHAPES = {
+    "W_enc": ("d_in", "d_sae"),
+    "b_enc": ("d_sae",),
+    "W_dec": ("d_sae", "d_in"),
+    "b_dec": ("d_in",),
+}
+_SETTINGS = {
+    "apply_b_dec_to_input": True,
+    "normalize_activations": "none",
+    "rescale_acts_by_decoder_norm": False,
+}
+
+
+def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
+    """Write an SAE folder, whole or not at all.
+
+    Args:
+        sae: on any device.
+        folder: must not exist.
+        rows: a few rows for the self-test, in the source model's units.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    p, x = sae.parameters, rows.to(sae.parameters.b_dec.device).float()
+    weights = {"W_enc": p.W_enc, "b_enc": p.b_enc, "W_dec": p.W_dec, "b_dec": p.b_dec}
+    latents = sae.encode(x)
+    test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents)}
+    if sae.mean is not None:
+        test["mean"] = sae.mean
+    for name, tensors in ((WEIGHTS, weights), (SELF_TEST, test)):
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial / name)
+        _flush(partial / name)
+    write_json(partial / CFG, dict(sae.cfg))
+    partial.rename(folder)
+    sync_directory(folder.parent)
+
+
+def load_sae(folder: Path | str) -> SAE:
+    """Open an SAE folder: ours, or one that SAELens 6 wrote.
+
+    Raises:
+        BadInputError: it is no SAE folder, or of an architecture that saeflow doesn't know.
+        SaeflowError: it fails its own self-test.
+    """
+    folder = Path(folder)
+    if not (folder / CFG).is_file():
+        raise BadInputError(f"{folder} is no SAE folder: it has no {CFG}")
+    try:
+        cfg = json.loads((folder / CFG).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadInputError(f"SAE folder {folder} can't be read: {error}") from error
+    _check_shapes(weights, cfg, folder)
+    _check_settings(cfg, folder)
+    parameters = Parameters(
+        weights["W_enc"].t(), weights["b_enc"], weights["W_dec"], weights["b_dec"]
+    ).requires_grad_(False)
+    test = load_file(folder / SELF_TEST) if (folder / SELF_TEST).is_file() else {}
+    sae = SAE(architecture_of(cfg, str(folder)), parameters, cfg, test.get("mean"))
+    if test:
+        _repeat(test, sae, folder)
+    return sae
+
+
+def find_sae(path: Path) -> Path:
+    """The SAE folder at a path: itself, or the only one of a run folder.
+
+    Raises:
+        BadInputError: there is none, or there are several.
+    """
+    if (path / CFG).is_file():
+        return path
+    if not path.is_dir():
+        raise BadInputError(f"SAE folder {path} does not exist: check the path")
+    found = sorted(cfg.parent for cfg in path.glob(f"sae/*/{CFG}") if PARTIAL not in cfg.parent.name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(folder) for folder in found)
+        raise BadInputError(f"run {path} holds {len(found)} SAEs: choose one of {names}")
+    raise BadInputError(
+        f"{path} holds no SAE: give an SAE folder, or a run that saeflow train has finished"
+    )
+
+
+def _check_shapes(weights: Mapping[str, Tensor], cfg: Mapping[str, Any], folder: Path) -> None:
+    for name, axes in _SHAPES.items():
+        expected = tuple(int(cfg.get(axis, -1)) for axis in axes)
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != expected:
+            raise BadInputError(
+                f"SAE folder {folder}: {name} has shape {found}, its {CFG} says {expected}"
+            )
+
+
+def _check_settings(cfg: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what SAELens's format allows and this saeflow would compute wrongly."""
+    for name, supported in _SETTINGS.items():
+        if cfg.get(name, supported) != supported:
+            raise BadInputError(
+                f"SAE folder {folder}: {name} is {cfg[name]!r}, saeflow can use only {supported!r}"
+            )
+
+
+def _repeat(test: Mapping[str, Tensor], sae: SAE, folder: Path) -> None:
+    found = sae(test["x"])
+    error = (found - test["reconstruction"]).norm() / test["reconstruction"].norm()
+    if not error <= _TOLERANCE:
+        raise SaeflowError(
+            f"SAE folder {folder} fails its self-test: its reconstructions are off by "
+            f"{error.item():.2g} of their norm; its files were changed or damaged"
+        )
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def metadata(**entries: Any) -> dict[str, Any]:
+    """The part of cfg.json that says where an SAE is from, as SAELens 6 names it."""
+    return {"sae_lens_version": "6.0.0", **{k: v for k, v in entries.items() if v is not None}}
+
+

@@ -1,0 +1,298 @@
+"""`saeflow train`: rows of a store, in a shuffled stream, into a sparse autoencoder."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saeflow import console
+from saeflow.config import load_config, require, to_plain, to_toml
+from saeflow.devices import choose_device
+from saeflow.errors import BadInputError
+from saeflow.files import write_durably
+from saeflow.harvest.layout import HookPoint
+from saeflow.harvest.store import Store, open_store
+from saeflow.train.architecture import Architecture
+from saeflow.train.config import TrainConfig
+from saeflow.train.folder import CFG, load_sae, metadata, save_sae
+from saeflow.train.loader import Loader
+from saeflow.train.optimizer import Schedule, default_rate
+from saeflow.train.order import choose_order
+from saeflow.train.parameters import Parameters
+from saeflow.train.relu import ReLU
+from saeflow.train.sae import SAE
+from saeflow.train.topk import TopK
+from saeflow.train.trainer import Normalisation, Trainer
+
+DEFAULT_K = 32
+DEFAULT_L1 = 5.0
+_CONFIG, _METRICS = "config.toml", "metrics.jsonl"
+_SELF_TEST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a training run will do.
+
+    Attributes:
+        hook_point: whose rows.
+        architecture: which kind of SAE.
+        d_sae: its latents.
+        n_steps, batch_size: steps, and rows of each.
+        schedule: learning rate over the steps.
+        epochs: passes over the store.
+        bytes_of_state: memory for parameters, gradients and Adam's moments.
+    """
+
+    hook_point: HookPoint
+    architecture: Architecture
+    d_sae: int
+    n_steps: int
+    batch_size: int
+    schedule: Schedule
+    epochs: float
+    bytes_of_state: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--dry-run`."""
+        return {
+            "hook_point": self.hook_point.name,
+            "d_in": self.hook_point.d_in,
+            "d_sae": self.d_sae,
+            "steps": self.n_steps,
+            "rows": self.n_steps * self.batch_size,
+            "epochs": self.epochs,
+            "lr": self.schedule.peak,
+            "bytes_of_state": self.bytes_of_state,
+        }
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained SAE, and whether it already was.
+
+    Attributes:
+        sae: opened from its folder.
+        folder: where it is.
+        steps, rows: how long it was trained.
+        already_complete: nothing was left to do.
+        waited: share of the time that the trainer waited for rows; None if it didn't run.
+    """
+
+    sae: SAE
+    folder: Path
+    steps: int
+    rows: int
+    already_complete: bool
+    waited: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "sae": str(self.folder),
+            "steps": self.steps,
+            "rows": self.rows,
+            "already_complete": self.already_complete,
+            "waited": self.waited,
+        }
+
+
+def plan_training(config: TrainConfig) -> TrainPlan:
+    """What a training run will do; reads only the store's metadata.
+
+    Raises:
+        BadInputError: the store can't be used, or the options don't fit it.
+    """
+    return _plan(config, open_store(config.store))
+
+
+def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
+    """Train an SAE and write its folder, `RUN/sae/<name>`.
+
+    A run that was interrupted starts again from its first step.
+
+    Args:
+        config: the options.
+        overwrite: throw away a run that is already at `config.out`.
+
+    Raises:
+        BadInputError: the store, an option, or what is at `config.out` can't be used.
+        SaeflowError: the store is damaged, or training diverges.
+    """
+    store = open_store(config.store)
+    plan = _plan(config, store)
+    folder = config.out / "sae" / f"{plan.hook_point.name}-{plan.architecture.name}-{plan.d_sae}"
+    _claim(config, overwrite=overwrite)
+    if folder.is_dir():
+        sae = load_sae(folder)
+        require(
+            sae.cfg["metadata"]["saeflow"]["store"]["identity"] == store.identity,
+            f"store {store.path} has changed since run {config.out} was trained on it: "
+            "name another --out, or train again with --overwrite",
+        )
+        return _result(sae, folder, plan, already_complete=True, waited=None)
+    device = torch.device(choose_device(config.device))
+    statistics = store.statistics(plan.hook_point)
+    normalisation = Normalisation.from_statistics(statistics["mean"], statistics["std"], device)
+    initial = Parameters.initial(
+        normalisation.mean.cpu() * normalisation.scale, plan.d_sae, config.seed
+    )
+    trainer = Trainer(
+        plan.architecture, initial.to(device), normalisation, plan.schedule, config.dead_after
+    )
+    order = choose_order(
+        store.layout, store.train, plan.hook_point, batch_size=config.batch_size, seed=config.seed
+    )
+    loader = Loader(store, plan.hook_point, order, config.batch_size, device)
+    waited = _fit(config, plan, trainer, loader)
+    cfg = _cfg(config, plan, store, trainer)
+    sae = SAE(
+        plan.architecture,
+        normalisation.folded(trainer.parameters).cpu(),
+        cfg,
+        normalisation.mean.cpu(),
+    )
+    rows = store.rows(plan.hook_point, store.train, order.runs(0, _SELF_TEST_ROWS)).float()
+    save_sae(sae, folder, rows)
+    return _result(load_sae(folder), folder, plan, already_complete=False, waited=waited)
+
+
+def _plan(config: TrainConfig, store: Store) -> TrainPlan:
+    hook_point = store.hook_point(config.hook)
+    d_sae = config.d_sae or round((config.expansion or 1) * hook_point.d_in)
+    architecture: Architecture
+    if config.arch == "topk":
+        k = config.k or DEFAULT_K
+        require(k <= d_sae, f"--k {k} is more than the {d_sae} latents: lower --k or raise --d-sae")
+        architecture = TopK(k)
+    else:
+        architecture = ReLU(DEFAULT_L1 if config.l1 is None else config.l1)
+    n_rows, batch = store.train.n_rows, config.batch_size
+    require(
+        n_rows >= batch,
+        f"store {store.path} has {n_rows} training rows, fewer than one batch of {batch}: "
+        "lower --batch-size, or harvest more",
+    )
+    tokens = n_rows if config.tokens is None else config.tokens
+    require(
+        tokens == 0 or tokens >= batch,
+        f"--tokens {tokens} is less than one batch of {batch}: raise it, or lower --batch-size",
+    )
+    n_steps = tokens // batch
+    schedule = Schedule(
+        peak=config.lr or default_rate(d_sae),
+        n_steps=n_steps,
+        warm_up=round(config.warm_up * n_steps),
+        decay=round(config.decay * n_steps),
+    )
+    n_parameters = 2 * d_sae * hook_point.d_in + d_sae + hook_point.d_in
+    return TrainPlan(
+        hook_point=hook_point,
+        architecture=architecture,
+        d_sae=d_sae,
+        n_steps=n_steps,
+        batch_size=batch,
+        schedule=schedule,
+        epochs=n_steps * batch / n_rows,
+        bytes_of_state=16 * n_parameters,
+    )
+
+
+def _claim(config: TrainConfig, *, overwrite: bool) -> None:
+    """Make the run folder ours, or refuse it."""
+    out = config.out
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / _CONFIG).is_file():
+            raise BadInputError(f"--out {out} holds something else: name an empty or a new folder")
+        if overwrite:
+            shutil.rmtree(out)
+        else:
+            _refuse_other_options(config)
+    elif out.exists() and not out.is_dir():
+        raise BadInputError(f"--out {out} is a file: name a folder")
+    write_durably(out / _CONFIG, [to_toml(config).encode()])
+
+
+def _refuse_other_options(config: TrainConfig) -> None:
+    before = to_plain(load_config(TrainConfig, config.out / _CONFIG, {}))
+    now = to_plain(config)
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*before, *now} - {"out"})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise BadInputError(
+            f"--out {config.out} holds a run with other options ({'; '.join(changed)}): "
+            "name another folder, or throw it away with --overwrite"
+        )
+
+
+def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader) -> float | None:
+    """Run all steps; the share of the time spent waiting for rows."""
+    started = time.perf_counter()
+    with (
+        (config.out / _METRICS).open("w", encoding="utf-8") as log,
+        console.meter("training", plan.n_steps * plan.batch_size, "rows") as meter,
+    ):
+        note = ""
+        batches = loader.batches(0, plan.n_steps)
+        for line in trainer.fit(batches, 0, log=log, log_every=config.log_every):
+            if line is not None:
+                note = f"FVU {line['row_fvu']:.3f}, L0 {line['l0']:.1f}, dead {line['dead']}"
+            meter.advance(plan.batch_size, note)
+    return loader.waited / (time.perf_counter() - started) if plan.n_steps else None
+
+
+def _cfg(
+    config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer
+) -> dict[str, Any]:
+    """cfg.json: what SAELens 6 needs, and our provenance under `metadata.saeflow`."""
+    provenance = store.provenance
+    hook_z = len(plan.hook_point.shape) > 1
+    return {
+        **plan.architecture.to_cfg(),
+        "d_in": plan.hook_point.d_in,
+        "d_sae": plan.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if hook_z else "none",
+        "metadata": metadata(
+            model_name=provenance["model"]["name"],
+            hook_name=plan.hook_point.name,
+            context_size=store.layout.packing.context_size,
+            prepend_bos=True,
+            dataset_path=provenance["dataset"],
+            training_architecture=plan.architecture.name,
+            saeflow={
+                "version": version("saeflow"),
+                "store": {
+                    "path": str(store.path.resolve()),
+                    "identity": store.identity,
+                    "provenance": dict(provenance),
+                },
+                "train": to_plain(config),
+                "rows": plan.n_steps * plan.batch_size,
+                "dead": int((trainer.since_fired >= trainer.dead_after).sum()),
+            },
+        ),
+    }
+
+
+def _result(
+    sae: SAE, folder: Path, plan: TrainPlan, *, already_complete: bool, waited: float | None
+) -> TrainResult:
+    return TrainResult(
+        sae=sae,
+        folder=folder,
+        steps=plan.n_steps,
+        rows=plan.n_steps * plan.batch_size,
+        already_complete=already_complete,
+        waited=waited,
+    )
