@@ -59,8 +59,8 @@ class EvaluationResult:
                 "so there is no loss to give back."
             )
         line = (
-            f"With the SAE in its place, {self.model} keeps {self.reconstruction_score:.1%} of what "
-            f"zero ablation at {self.hook_point} takes away, over "
+            f"With the SAE in its place, {self.model} keeps {self.reconstruction_score:.1%} of "
+            f"what zero ablation at {self.hook_point} takes away, over "
             f"{self.text['tokens_scored']:,} held-out tokens"
         )
         if self.dead_share > _MANY_DEAD:

@@ -103,7 +103,9 @@ def _earlier(path: Path, options: Mapping[str, Any]) -> EvaluationResult:
         ) from error
     changed = [k for k in {**result.options, **options} if result.options.get(k) != options.get(k)]
     if changed:
-        told = "; ".join(f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed)
+        told = "; ".join(
+            f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed
+        )
         raise BadInputError(
             f"{path} holds scores made with other options ({told}): name another --out, "
             "or replace them with --overwrite"
@@ -222,16 +224,14 @@ def _batches(
 
 def _reference_mean(
     sae: SAE, model: SourceModel, text: HeldOutText, batch_size: int, special: list[int]
-) -> Float[Tensor, "d_in"]:
+) -> Float[Tensor, " d_in"]:
     """The mean of the SAE's training rows; for a foreign SAE that of the text itself."""
     if sae.mean is not None:
         return sae.mean
     total, n_rows = torch.zeros(sae.d_in, dtype=torch.float64, device=model.device), 0
     for tokens in _batches(text, batch_size, model.device):
         seen: list[Tensor] = []
-        token_losses(
-            model, tokens, sae.hook_point, replaced_positions(tokens, special), None, seen
-        )
+        token_losses(model, tokens, sae.hook_point, replaced_positions(tokens, special), None, seen)
         total += seen[0].double().sum(0)
         n_rows += len(seen[0])
     return total / n_rows

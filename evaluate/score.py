@@ -22,6 +22,10 @@ class ReconstructionScore(Metric):
 
     full_state_update = False
     higher_is_better = True
+    clean: Tensor
+    spliced: Tensor
+    zero_ablated: Tensor
+    tokens: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -31,9 +35,9 @@ class ReconstructionScore(Metric):
 
     def update(
         self,
-        clean: Float[Tensor, "tokens"],
-        spliced: Float[Tensor, "tokens"],
-        zero_ablated: Float[Tensor, "tokens"],
+        clean: Float[Tensor, " tokens"],
+        spliced: Float[Tensor, " tokens"],
+        zero_ablated: Float[Tensor, " tokens"],
     ) -> None:
         """Add the losses of the same tokens in each pass."""
         self.clean += clean.double().sum()
@@ -43,14 +47,10 @@ class ReconstructionScore(Metric):
 
     def compute(self) -> Float[Tensor, ""]:
         """The score; NaN where ablation costs the model less than a thousandth of a nat."""
-        tokens, clean, spliced, zero = (
-            torch.as_tensor(state)
-            for state in (self.tokens, self.clean, self.spliced, self.zero_ablated)
-        )
-        denominator = zero - clean
-        if not denominator / tokens > _LEAST_DENOMINATOR:
+        denominator = self.zero_ablated - self.clean
+        if not denominator / self.tokens > _LEAST_DENOMINATOR:
             return torch.full_like(denominator, torch.nan)
-        return (zero - spliced) / denominator
+        return (self.zero_ablated - self.spliced) / denominator
 
     def losses(self) -> dict[str, float]:
         """Mean loss of each pass, in nats a token."""

@@ -57,9 +57,7 @@ def held_out_text(
         return _from_store(Path(store["path"]), store["identity"], config.tokens)
     dataset = config.dataset or store.get("provenance", {}).get("dataset")
     if dataset is None:
-        raise BadInputError(
-            f"SAE {config.sae} does not say what text it is from: give --dataset"
-        )
+        raise BadInputError(f"SAE {config.sae} does not say what text it is from: give --dataset")
     if config.dataset is None:
         console.warn(f"store {store['path']} is gone: held-out documents come from {dataset}")
     return _from_dataset(dataset, config, store.get("provenance", {}), model)
@@ -74,7 +72,8 @@ def _from_store(path: Path, identity: str, tokens: int) -> HeldOutText:
     split = store.held_out
     if split.n_sequences == 0:
         raise BadInputError(
-            f"store {path} holds no held-out text: give --dataset, or harvest with a larger --held-out"
+            f"store {path} holds no held-out text: give --dataset, "
+            "or harvest with a larger --held-out"
         )
     chosen = _spread(split.n_sequences, tokens, store.layout.packing.rows_per_sequence)
     sequences = store.array(f"{split.folder}sequences/token").oindex[chosen]
@@ -97,7 +96,8 @@ def _from_dataset(
         stream = streams["heldout"]
         if stream.n_sequences == 0:
             raise BadInputError(
-                f"dataset {dataset} has no held-out sequence (held-out share {share}): give more text"
+                f"dataset {dataset} has no held-out sequence (held-out share {share}): "
+                "give more text"
             )
         chosen = _spread(stream.n_sequences, config.tokens, packing.rows_per_sequence)
         sequences = np.concatenate([packing.sequences(stream.tokens, c, c + 1) for c in chosen])

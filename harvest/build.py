@@ -33,8 +33,8 @@ class Text:
     """
 
     sequences: Callable[[int, int], UInt32[np.ndarray, "n context"]]
-    documents: UInt32[np.ndarray, "documents"]
-    starts: UInt64[np.ndarray, "documents"]
+    documents: UInt32[np.ndarray, " documents"]
+    starts: UInt64[np.ndarray, " documents"]
 
 
 def build_shard(
@@ -52,7 +52,9 @@ def build_shard(
 
     Args:
         store: the store's folder, its arrays created.
-        layout, split, index: which shard.
+        layout: its layout.
+        split: the split of the shard.
+        index: the shard's number there.
         model: the source model.
         text: the split's tokens.
         batch_size: sequences in a forward pass.
@@ -101,7 +103,7 @@ def _not_finite(
     layout: Layout,
     rows: range,
     place: ShardPlace,
-    values: dict[str, UInt32[np.ndarray, "rows"]],
+    values: dict[str, UInt32[np.ndarray, " rows"]],
 ) -> BadInputError:
     bad = int((~torch.isfinite(stored)).any(1).nonzero()[0, 0])
     row = rows.start - place.rows.start + bad

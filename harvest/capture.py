@@ -1,5 +1,6 @@
 """Activations out of the source model: at several hook points, in one forward pass."""
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ _PROBE_BATCH, _PROBE_POSITIONS = 2, 13
 """The probing batch: sizes that no count of heads is likely to equal."""
 
 
-class _AllCaptured(Exception):
+class _AllCapturedError(Exception):
     """Raised from a hook to end the forward pass: nothing later is needed."""
 
 
@@ -74,22 +75,20 @@ def _run(model: SourceModel, tokens: Tensor, names: list[str]) -> dict[str, Tens
     captured: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        def hook_function(activation: Tensor, hook: Any) -> None:
+        def hook_function(activation: Tensor, hook: Any) -> None:  # noqa: ARG001  # its signature
             captured[name] = activation
             if len(captured) == len(names):
-                raise _AllCaptured
+                raise _AllCapturedError
 
         return hook_function
 
-    try:
+    with contextlib.suppress(_AllCapturedError):
         model.bridge.run_with_hooks(
             tokens.to(model.device),
             fwd_hooks=[(name, keep(name)) for name in names],
             return_type=None,
             use_cache=False,
         )
-    except _AllCaptured:
-        pass
     for name in names:
         if name not in captured:
             raise KeyError(f"the forward pass of {model.spec.name} never reaches {name}")

@@ -10,7 +10,7 @@ import numpy as np
 from saeflow.errors import BadInputError
 from saeflow.harvest import builtin
 
-TOKEN_FIELD = "input_ids"
+TOKEN_FIELD = "input_ids"  # noqa: S105  # no password
 """The field that holds token ids in an already tokenised dataset."""
 
 _BUILDERS = {

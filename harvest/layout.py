@@ -71,7 +71,12 @@ class HookPoint:
         return math.prod(self.shape)
 
 
-ROW_ARRAYS: Mapping[str, str] = {"token": "uint32", "doc": "uint32", "seq": "uint32", "pos": "uint32"}
+ROW_ARRAYS: Mapping[str, str] = {
+    "token": "uint32",
+    "doc": "uint32",
+    "seq": "uint32",
+    "pos": "uint32",
+}
 """What is stored of every row beside its activations, and its dtype."""
 
 
@@ -215,7 +220,7 @@ def choose_rows_per_shard(widest: int, itemsize: int, n_rows: int) -> int:
 
 
 def create_arrays(store: Path, layout: Layout, split: Split) -> None:
-    """Create a split's row arrays, empty: every absent row reads as not-a-number or the largest id."""
+    """Create a split's row arrays: an absent row reads as not-a-number, or the largest id."""
     group = zarr.open_group(store, mode="a", zarr_format=3)
     folder, shard = split.folder, split.rows_per_shard
     for hook_point in layout.hook_points:
@@ -270,7 +275,9 @@ def create_arrays(store: Path, layout: Layout, split: Split) -> None:
 
 def write_array(store: Path, path: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
     """Write a small array as one chunk."""
-    write_blocks(store, path, values, dimensions, len(values), lambda first, stop: values[first:stop])
+    write_blocks(
+        store, path, values, dimensions, len(values), lambda first, stop: values[first:stop]
+    )
 
 
 def write_blocks(

@@ -152,8 +152,8 @@ def _check_logits(found: torch.Tensor, expected: torch.Tensor, spec: ModelSpec) 
     difference = (found - expected).abs().max().item()
     if difference > _RELATIVE_TOLERANCE[getattr(torch, spec.dtype)] * scale:
         console.warn(
-            f"TransformerLens's logits for {spec.name} differ from transformers' by {difference:.3g} "
-            f"(largest logit {scale:.3g}): its activations may not be this model's"
+            f"TransformerLens's logits for {spec.name} differ from transformers' by "
+            f"{difference:.3g} (largest logit {scale:.3g}): its activations may not be this model's"
         )
 
 

@@ -22,7 +22,7 @@ def derive_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def permute(indices: Int64[np.ndarray, "m"], n: int, key: int) -> Int64[np.ndarray, "m"]:
+def permute(indices: Int64[np.ndarray, " m"], n: int, key: int) -> Int64[np.ndarray, " m"]:
     """Where the permutation of 0..n-1 under `key` sends each index.
 
     Args:
@@ -41,8 +41,8 @@ def permute(indices: Int64[np.ndarray, "m"], n: int, key: int) -> Int64[np.ndarr
 
 
 def _encrypt(
-    values: UInt64[np.ndarray, "m"], half_bits: int, round_keys: UInt64[np.ndarray, "rounds"]
-) -> UInt64[np.ndarray, "m"]:
+    values: UInt64[np.ndarray, " m"], half_bits: int, round_keys: UInt64[np.ndarray, " rounds"]
+) -> UInt64[np.ndarray, " m"]:
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
     left, right = values >> shift, values & mask
@@ -54,8 +54,9 @@ def _encrypt(
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(values: UInt64[np.ndarray, "m"]) -> UInt64[np.ndarray, "m"]:
+def _mix(values: UInt64[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
     """SplitMix64's finaliser: every output bit depends on every input bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: UInt64[np.ndarray, " m"] = values ^ (values >> np.uint64(31))
+    return mixed

@@ -33,9 +33,9 @@ class Stream:
         n_sequences: whole sequences that are kept.
     """
 
-    tokens: UInt32[np.ndarray, "tokens"]
-    documents: UInt32[np.ndarray, "documents"]
-    starts: UInt64[np.ndarray, "documents"]
+    tokens: UInt32[np.ndarray, " tokens"]
+    documents: UInt32[np.ndarray, " documents"]
+    starts: UInt64[np.ndarray, " documents"]
     n_sequences: int
 
 
@@ -139,9 +139,9 @@ def row_values(
     sequences: UInt32[np.ndarray, "sequences context"],
     first_sequence: int,
     rows: range,
-    documents: UInt32[np.ndarray, "documents"],
-    starts: UInt64[np.ndarray, "documents"],
-) -> dict[str, UInt32[np.ndarray, "rows"]]:
+    documents: UInt32[np.ndarray, " documents"],
+    starts: UInt64[np.ndarray, " documents"],
+) -> dict[str, UInt32[np.ndarray, " rows"]]:
     """Token, document, sequence and position of consecutive rows of a split.
 
     Row `r` is token `r` of the split's stream.
@@ -150,10 +150,11 @@ def row_values(
         sequences: the sequences that hold the rows, position 0 included.
         first_sequence: the number of the first of them.
         rows: which rows.
-        documents, starts: as in `Stream`.
+        documents: the dataset index of each document of the stream.
+        starts: where each begins.
     """
     per_sequence = sequences.shape[1] - 1
-    numbers: Int64[np.ndarray, "rows"] = np.arange(rows.start, rows.stop)
+    numbers: Int64[np.ndarray, " rows"] = np.arange(rows.start, rows.stop)
     offset = rows.start - first_sequence * per_sequence
     which = np.searchsorted(starts, numbers.astype(np.uint64), side="right") - 1
     return {
@@ -165,9 +166,9 @@ def row_values(
 
 
 def _stream(spool: _Spool, path: Path, n_sequences: int, rows: int) -> Stream:
-    tokens = (
-        np.memmap(path, np.uint32, mode="r") if spool.length else np.zeros(0, np.uint32)
-    )[: n_sequences * rows]
+    tokens = (np.memmap(path, np.uint32, mode="r") if spool.length else np.zeros(0, np.uint32))[
+        : n_sequences * rows
+    ]
     starts = np.frombuffer(spool.starts, np.uint64)
     inside = starts < len(tokens)
     documents = np.frombuffer(spool.documents, np.uint64)[inside].astype(np.uint32)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt32
 from torch import Tensor
 
-from saeflow.files import write_durably
+from saeflow.files import byte_view, write_durably
 from saeflow.harvest.layout import HookPoint, Layout, Split
 from saeflow.harvest.permutation import derive_key, permute
 from saeflow.harvest.statistics import shard_statistics
@@ -39,7 +39,7 @@ class ShardPlace:
     split: Split
     index: int
     rows: range
-    places: Int64[np.ndarray, "rows"]
+    places: Int64[np.ndarray, " rows"]
 
 
 def place_shard(layout: Layout, split: Split, index: int) -> ShardPlace:
@@ -64,7 +64,7 @@ def write_shard(
     layout: Layout,
     place: ShardPlace,
     matrices: dict[str, Tensor],
-    row_values: dict[str, UInt32[np.ndarray, "rows"]],
+    row_values: dict[str, UInt32[np.ndarray, " rows"]],
 ) -> dict[str, Any]:
     """Write every file of one shard and return the record that commits it.
 
@@ -87,7 +87,7 @@ def write_shard(
     for name, values in row_values.items():
         stored = np.full(place.split.rows_per_shard, np.iinfo(values.dtype).max, values.dtype)
         stored[place.places] = values
-        write(f"{folder}{name}/c/{k}", [_view(stored)])
+        write(f"{folder}{name}/c/{k}", [byte_view(stored)])
     for hook_point in layout.hook_points:
         matrix, name = matrices[hook_point.name], hook_point.name
         chunks_per_shard = place.split.rows_per_shard // layout.rows_per_chunk(hook_point)
@@ -95,10 +95,10 @@ def write_shard(
         write(f"{folder}acts/{name}/c/{k}/0", [*chunks, shard_index(chunks, chunks_per_shard)])
         crcs = np.zeros(chunks_per_shard, "<u4")
         crcs[: len(chunks)] = [google_crc32c.value(bytes(chunk)) for chunk in chunks]
-        write(f"{folder}crc/{name}/c/{k}", [_view(crcs)])
+        write(f"{folder}crc/{name}/c/{k}", [byte_view(crcs)])
         if place.split.name == "train":
             found = shard_statistics(matrix[: len(place.rows)])
-            write(f"stats/{name}/shards/c/{k}/0/0", [_view(found.channels)])
+            write(f"stats/{name}/shards/c/{k}/0/0", [byte_view(found.channels)])
             statistics[name] = found.to_record()
     record = {"split": place.split.name, "shard": k, "rows": len(place.rows), "files": files}
     return {**record, "statistics": statistics} if statistics else record
@@ -110,17 +110,18 @@ def shard_index(chunks: list[memoryview], chunks_per_shard: int) -> bytes:
     lengths = [len(chunk) for chunk in chunks]
     entries[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
     entries[: len(chunks), 1] = lengths
-    encoded = entries.tobytes()
-    return encoded + google_crc32c.value(encoded).to_bytes(4, "little")
+    return with_crc(entries.tobytes())
 
 
 def _split_into_chunks(matrix: Tensor, rows_per_chunk: int) -> list[memoryview]:
     bits = matrix.view(torch.uint8).numpy()
-    return [_view(part) for part in np.split(bits, len(bits) // rows_per_chunk)]
+    return [byte_view(part) for part in np.split(bits, len(bits) // rows_per_chunk)]
 
 
-def _view(values: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(values)).cast("B")
+def with_crc(encoded: bytes) -> bytes:
+    """Bytes with their crc32c behind them, as zarr's codec `crc32c` does it."""
+    crc: int = google_crc32c.value(encoded)
+    return encoded + crc.to_bytes(4, "little")
 
 
 def _crc(parts: Iterable[bytes | memoryview]) -> int:
@@ -128,4 +129,3 @@ def _crc(parts: Iterable[bytes | memoryview]) -> int:
     for part in parts:
         total = google_crc32c.extend(total, bytes(part))
     return total
-

@@ -42,7 +42,7 @@ class ShardStatistics:
     ordinary: int
     massive: int
     square_sum: float
-    norm_histogram: Int64[np.ndarray, "bins"]
+    norm_histogram: Int64[np.ndarray, " bins"]
 
     def to_record(self) -> dict[str, Any]:
         """The part that goes into the commit record; `channels` is an array of the store."""
@@ -79,13 +79,13 @@ class Statistics:
         norm_histogram: rows in each bin of the norm, all rows.
     """
 
-    mean: Float64[np.ndarray, "d_in"]
-    std: Float64[np.ndarray, "d_in"]
-    absmax: Float64[np.ndarray, "d_in"]
+    mean: Float64[np.ndarray, " d_in"]
+    std: Float64[np.ndarray, " d_in"]
+    absmax: Float64[np.ndarray, " d_in"]
     mean_square: float
     ordinary: int
     massive: int
-    norm_histogram: Int64[np.ndarray, "bins"]
+    norm_histogram: Int64[np.ndarray, " bins"]
 
 
 def shard_statistics(rows: Float[Tensor, "rows d_in"]) -> ShardStatistics:
@@ -131,7 +131,9 @@ def merge(shards: Sequence[ShardStatistics]) -> Statistics:
     )
 
 
-def _norm_bin(norms: Float64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
+def _norm_bin(norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
     with np.errstate(divide="ignore"):
         octaves = np.log2(norms)
-    return np.clip(np.floor(8 * octaves) + NORM_BINS // 2, 0, NORM_BINS - 1).astype(np.int64)
+    bins = np.floor(8 * octaves) + NORM_BINS // 2
+    clipped: Int64[np.ndarray, " rows"] = np.clip(bins, 0, NORM_BINS - 1).astype(np.int64)
+    return clipped

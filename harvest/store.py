@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import torch
 import zarr
@@ -17,8 +16,10 @@ from jaxtyping import Float, UInt32
 from torch import Tensor
 
 from saeflow.errors import BadInputError, SaeflowError
+from saeflow.files import byte_view
 from saeflow.harvest import commits
 from saeflow.harvest.layout import FORMAT, HookPoint, Layout, Split
+from saeflow.harvest.shards import with_crc
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Store:
             return self.layout.hook_points[0]
         if name is None:
             raise BadInputError(
-                f"store {self.path} holds several hook points: choose with --hook from {', '.join(held)}"
+                f"store {self.path} holds several hook points: "
+                f"choose with --hook from {', '.join(held)}"
             )
         if name not in held:
             raise BadInputError(
@@ -72,8 +74,7 @@ class Store:
 
     def array(self, path: str) -> zarr.Array[Any]:
         """One of the store's arrays, through zarr."""
-        array = zarr.open_array(self.path / path, mode="r", zarr_format=3)
-        return array
+        return zarr.open_array(self.path / path, mode="r", zarr_format=3)
 
     def statistics(self, hook_point: HookPoint) -> dict[str, Any]:
         """A hook point's merged figures: `mean`, `std`, `absmax` as float64 arrays, and scalars."""
@@ -102,7 +103,7 @@ class Store:
         """
         stored = self.layout.stored
         out = torch.empty(sum(map(len, runs)), hook_point.d_in, dtype=stored.torch)
-        target = memoryview(out.view(torch.uint8).numpy()).cast("B")
+        target = byte_view(out.view(torch.uint8).numpy())
         width = hook_point.d_in * stored.itemsize
         begin = 0
         for run in runs:
@@ -110,7 +111,9 @@ class Store:
             descriptor, path = self._shard(hook_point, split, shard)
             part = target[begin : begin + len(run) * width]
             if os.preadv(descriptor, [part], row * width) != len(part):
-                raise SaeflowError(f"{path} ends before row {run.stop - 1}: harvest the store again")
+                raise SaeflowError(
+                    f"{path} ends before row {run.stop - 1}: harvest the store again"
+                )
             begin += len(part)
         return out
 
@@ -138,8 +141,7 @@ class Store:
         expected = np.full((all_chunks, 2), 2**64 - 1, "<u8")
         expected[:present, 0] = chunk_bytes * np.arange(present)
         expected[:present, 1] = chunk_bytes
-        crc = google_crc32c.value(index[:-4]).to_bytes(4, "little")
-        if index != expected.tobytes() + crc or size != present * chunk_bytes + length:
+        if index != with_crc(expected.tobytes()) or size != present * chunk_bytes + length:
             raise SaeflowError(
                 f"{path} is damaged or not laid out as format {FORMAT}: harvest the store again"
             )
@@ -165,7 +167,8 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
         return None
     if version > FORMAT:
         raise BadInputError(
-            f"store {path} is of format {version}, this saeflow reads up to {FORMAT}: upgrade saeflow"
+            f"store {path} is of format {version}, newer than this saeflow reads ({FORMAT}): "
+            "upgrade saeflow"
         )
     return dict(attributes)
 

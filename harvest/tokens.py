@@ -53,7 +53,7 @@ class Packing:
         return self.context_size - 1
 
     def sequences(
-        self, stream: UInt32[np.ndarray, "tokens"], first: int, stop: int
+        self, stream: UInt32[np.ndarray, " tokens"], first: int, stop: int
     ) -> UInt32[np.ndarray, "sequences context"]:
         """Sequences `first` to `stop` (excluded) of a stream, BOS in front of each."""
         rows = self.rows_per_sequence
@@ -72,7 +72,7 @@ class TokenizedDocument:
     """
 
     index: int
-    tokens: UInt32[np.ndarray, "tokens"]
+    tokens: UInt32[np.ndarray, " tokens"]
     held_out: bool
 
 
@@ -90,8 +90,8 @@ def choose_packing(tokenizer: "PreTrainedTokenizerBase", context_size: int) -> P
     first = bos if bos is not None else eos
     if not isinstance(first, int):
         raise BadInputError(
-            f"the tokenizer of {tokenizer.name_or_path} has neither a BOS nor an end-of-text token: "
-            "set bos_token in its tokenizer_config.json"
+            f"the tokenizer of {tokenizer.name_or_path} has neither a BOS nor an end-of-text "
+            "token: set bos_token in its tokenizer_config.json"
         )
     return Packing(
         context_size=context_size, bos=first, separator=eos if isinstance(eos, int) else first
@@ -122,14 +122,12 @@ def tokenize(
             )
 
 
-def _token_ids(
-    batch: list[Document], tokenizer: "PreTrainedTokenizerBase"
-) -> list[list[int]]:
+def _token_ids(batch: list[Document], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     texts = [document.text for document in batch if isinstance(document.text, str)]
     encoded = iter(
-        tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         if texts
         else []
     )

@@ -102,11 +102,15 @@ def loss_on(model: LlamaForCausalLM, sequences: torch.Tensor) -> float:
         for batch in sequences.split(32)
     ]
     model.train()
-    return sum(losses) / len(sequences)
+    return float(sum(losses) / len(sequences))
 
 
 def train(
-    model: LlamaForCausalLM, stream: np.ndarray, packing: Packing, held_out: torch.Tensor, steps: int
+    model: LlamaForCausalLM,
+    stream: np.ndarray,
+    packing: Packing,
+    held_out: torch.Tensor,
+    steps: int,
 ) -> tuple[dict[str, torch.Tensor], int]:
     """Train on windows at random places; return the best weights and their step."""
     device = held_out.device
@@ -163,9 +167,7 @@ def counted_losses(
     seen = pairs.sum(1, keepdims=True)
     before, after = held_out[:, :-1].ravel(), held_out[:, 1:].ravel()
     bigram = min(
-        -np.log(
-            ((pairs[before, after] + c * unigram[after]) / (seen[before, 0] + c))
-        ).mean()
+        -np.log((pairs[before, after] + c * unigram[after]) / (seen[before, 0] + c)).mean()
         for c in np.geomspace(1, 1000, 31)
     )
     return float(-np.log(unigram[after]).mean()), float(bigram)
@@ -179,15 +181,15 @@ language: en
 # saeflow's built-in model
 
 A language model of {parameters:,} parameters (Llama architecture: 4 layers, 4 heads, width 128,
-MLP 344, context {context}, tied embeddings) with a byte-level BPE tokenizer of {vocabulary} tokens. It
-exists so that `saeflow quickstart` and the tests run a real pipeline without a download. It
-knows how Python's documentation sounds, and nothing else.
+MLP 344, context {context}, tied embeddings) with a byte-level BPE tokenizer of {vocabulary}
+tokens. It exists so that `saeflow quickstart` and the tests run a real pipeline without a
+download. It knows how Python's documentation sounds, and nothing else.
 
-Made by `python scripts/train_builtin_model.py OUT --steps {steps}` on the English that Python {python}
-carries: `pydoc_data.topics` and the docstrings of the standard library, {n_train:,} training tokens
-(documents whose hash falls outside the held-out {held_out:.0%}). AdamW, peak learning rate {lr}, {batch} sequences
-of {context} tokens a step; the weights of step {best_step} are kept, where the held-out loss was lowest.
-Stored as float16.
+Made by `python scripts/train_builtin_model.py OUT --steps {steps}` on the English that
+Python {python} carries: `pydoc_data.topics` and the docstrings of the standard library,
+{n_train:,} training tokens (documents whose hash falls outside the held-out {held_out:.0%}).
+AdamW, peak learning rate {lr}, {batch} sequences of {context} tokens a step; the weights of step
+{best_step} are kept, where the held-out loss was lowest. Stored as float16.
 
 | model | loss on {n_held:,} held-out tokens (nats a token) |
 | --- | --- |
@@ -208,10 +210,14 @@ def main() -> None:
     tokenizer = train_tokenizer()
     packing = choose_packing(tokenizer, CONTEXT)
     stream, held_out_stream = streams(tokenizer, packing)
-    held_out = packing.sequences(held_out_stream, 0, len(held_out_stream) // packing.rows_per_sequence)
+    held_out = packing.sequences(
+        held_out_stream, 0, len(held_out_stream) // packing.rows_per_sequence
+    )
     held_out_batch = torch.from_numpy(held_out.astype(np.int64)).to(args.device)
     unigram, bigram = counted_losses(stream, packing, held_out)
-    print(f"{len(stream):,} training tokens; unigram {unigram:.3f}, bigram {bigram:.3f}", flush=True)
+    print(
+        f"{len(stream):,} training tokens; unigram {unigram:.3f}, bigram {bigram:.3f}", flush=True
+    )
     model = build(tokenizer).to(args.device)
     best, best_step = train(model, stream, packing, held_out_batch, args.steps)
     model.load_state_dict(best)

@@ -1,4 +1,4 @@
-"""What distinguishes one kind of SAE from another: its activation, its objective, its name on disk."""
+"""What distinguishes one kind of SAE from another: activation, objective, name on disk."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Objective:
 
     loss: Float[Tensor, ""]
     reconstruction: Float[Tensor, "batch d_in"]
-    fired: Float[Tensor, "d_sae"]
+    fired: Float[Tensor, " d_sae"]
 
 
 class Architecture(Protocol):
@@ -43,7 +43,7 @@ class Architecture(Protocol):
         self,
         parameters: Parameters,
         x: Float[Tensor, "batch d_in"],
-        weights: Float[Tensor, "batch"],
+        weights: Float[Tensor, " batch"],
         progress: float,
     ) -> Objective:
         """The training loss of a batch.

@@ -33,7 +33,9 @@ class TrainConfig:
         int | None, Doc("Rows to train on, over several epochs if need be; one epoch if not given.")
     ] = None
     warm_up: Annotated[float, Doc("Share of the steps over which the rate rises.")] = 0.05
-    decay: Annotated[float, Doc("Share of the steps, at the end, over which it falls to zero.")] = 0.2
+    decay: Annotated[float, Doc("Share of the steps, at the end, over which it falls to zero.")] = (
+        0.2
+    )
     dead_after: Annotated[
         int, Doc("A latent counts as dead after this many rows without being active.")
     ] = 500_000
@@ -63,7 +65,9 @@ class TrainConfig:
         )
         for name in ("warm_up", "decay"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}: it is a share, 0 to 1")
+            require(
+                0 <= value <= 1, f"--{name.replace('_', '-')} is {value}: it is a share, 0 to 1"
+            )
         require(
             self.warm_up + self.decay <= 1,
             f"--warm-up {self.warm_up} and --decay {self.decay} overlap: their sum is at most 1",

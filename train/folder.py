@@ -100,7 +100,9 @@ def find_sae(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise BadInputError(f"SAE folder {path} does not exist: check the path")
-    found = sorted(cfg.parent for cfg in path.glob(f"sae/*/{CFG}") if PARTIAL not in cfg.parent.name)
+    found = sorted(
+        cfg.parent for cfg in path.glob(f"sae/*/{CFG}") if PARTIAL not in cfg.parent.name
+    )
     if len(found) == 1:
         return found[0]
     if found:
@@ -148,5 +150,3 @@ def _flush(path: Path) -> None:
 def metadata(**entries: Any) -> dict[str, Any]:
     """The part of cfg.json that says where an SAE is from, as SAELens 6 names it."""
     return {"sae_lens_version": "6.0.0", **{k: v for k, v in entries.items() if v is not None}}
-
-

@@ -25,8 +25,13 @@ class FVU(Metric):
 
     full_state_update = False
     higher_is_better = False
+    centre: Tensor
+    error: Tensor
+    rows: Tensor
+    squares: Tensor
+    total: Tensor
 
-    def __init__(self, centre: Float[Tensor, "d_in"], **kwargs: Any) -> None:
+    def __init__(self, centre: Float[Tensor, " d_in"], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.register_buffer("centre", centre.double(), persistent=False)
         for name, shape in (("error", ()), ("rows", ()), ("squares", ()), ("total", centre.shape)):
@@ -56,8 +61,11 @@ class RowFVU(Metric):
 
     full_state_update = False
     higher_is_better = False
+    mean: Tensor
+    total: Tensor
+    rows: Tensor
 
-    def __init__(self, mean: Float[Tensor, "d_in"], **kwargs: Any) -> None:
+    def __init__(self, mean: Float[Tensor, " d_in"], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.register_buffer("mean", mean.double(), persistent=False)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -81,13 +89,15 @@ class L0(Metric):
     """Mean number of latents above zero in a row."""
 
     full_state_update = False
+    active: Tensor
+    rows: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("active", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, x: Float[Tensor, "rows d_in"], fired: Float[Tensor, "d_sae"]) -> None:
+    def update(self, x: Float[Tensor, "rows d_in"], fired: Float[Tensor, " d_sae"]) -> None:
         """Add rows."""
         self.active += fired.double().sum()
         self.rows += len(x)
@@ -101,21 +111,22 @@ class DeadLatents(Metric):
     """How many latents are above zero in none of the rows."""
 
     full_state_update = False
+    fired: Tensor
 
     def __init__(self, d_sae: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("fired", torch.zeros(d_sae, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, fired: Float[Tensor, "d_sae"]) -> None:
+    def update(self, fired: Float[Tensor, " d_sae"]) -> None:
         """Add rows."""
         self.fired += fired.double()
 
     def compute(self) -> Float[Tensor, ""]:
         """The count."""
-        return (self.fired == 0).sum()
+        return torch.sum(self.fired == 0)
 
 
-def reconstruction_metrics(mean: Float[Tensor, "d_in"]) -> MetricCollection:
+def reconstruction_metrics(mean: Float[Tensor, " d_in"]) -> MetricCollection:
     """What is said of every SAE, in training and in evaluation: `fvu`, `row_fvu`, `l0`."""
     return MetricCollection(
         {"fvu": FVU(mean), "row_fvu": RowFVU(mean), "l0": L0()}, compute_groups=False

@@ -1,5 +1,6 @@
-"""Adam on parameters whose decoder rows stay on the unit sphere, and the learning rate over time."""
+"""Adam, with decoder rows kept on the unit sphere, and the learning rate over time."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class Schedule:
 
 def default_rate(d_sae: int) -> float:
     """The rate for a width: falling with its root (Gao et al. 2024, appendix A.3)."""
-    return _REFERENCE_RATE * (_REFERENCE_WIDTH / d_sae) ** 0.5
+    return _REFERENCE_RATE * math.sqrt(_REFERENCE_WIDTH / d_sae)
 
 
 def make_optimizer(parameters: Parameters, rate: float) -> torch.optim.Adam:

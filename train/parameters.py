@@ -19,9 +19,9 @@ class Parameters(nn.Module):
     def __init__(
         self,
         encoder: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, "d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_in"],
-        b_dec: Float[Tensor, "d_in"],
+        b_dec: Float[Tensor, " d_in"],
     ) -> None:
         super().__init__()
         self.encoder = nn.Parameter(encoder.contiguous())
@@ -30,7 +30,7 @@ class Parameters(nn.Module):
         self.b_dec = nn.Parameter(b_dec)
 
     @classmethod
-    def initial(cls, b_dec: Float[Tensor, "d_in"], d_sae: int, seed: int) -> Self:
+    def initial(cls, b_dec: Float[Tensor, " d_in"], d_sae: int, seed: int) -> Self:
         """Random unit decoder rows, the encoder their transpose, `b_dec` as given.
 
         The draw is on the CPU, so that a seed means the same weights on every device.
@@ -56,7 +56,7 @@ class Parameters(nn.Module):
 
     def centred(
         self, x: Float[Tensor, "batch d_in"]
-    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "d_sae"]]:
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, " d_sae"]]:
         """`x - b_dec` and a bias such that the encoder may take no gradient to its input.
 
         The pre-activations are `(x - b_dec) W_enc + b_enc`. Autograd would send the

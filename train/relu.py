@@ -38,7 +38,7 @@ class ReLU:
         self,
         parameters: Parameters,
         x: Float[Tensor, "batch d_in"],
-        weights: Float[Tensor, "batch"],
+        weights: Float[Tensor, " batch"],
         progress: float,
     ) -> Objective:
         """Mean over rows of the weighted squared error and penalty."""

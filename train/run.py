@@ -18,7 +18,7 @@ from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.store import Store, open_store
 from saeflow.train.architecture import Architecture
 from saeflow.train.config import TrainConfig
-from saeflow.train.folder import CFG, load_sae, metadata, save_sae
+from saeflow.train.folder import load_sae, metadata, save_sae
 from saeflow.train.loader import Loader
 from saeflow.train.optimizer import Schedule, default_rate
 from saeflow.train.order import choose_order
@@ -248,9 +248,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader)
     return loader.waited / (time.perf_counter() - started) if plan.n_steps else None
 
 
-def _cfg(
-    config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer
-) -> dict[str, Any]:
+def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -> dict[str, Any]:
     """cfg.json: what SAELens 6 needs, and our provenance under `metadata.saeflow`."""
     provenance = store.provenance
     hook_z = len(plan.hook_point.shape) > 1

@@ -32,7 +32,7 @@ class SAE:
     architecture: Architecture
     parameters: Parameters
     cfg: Mapping[str, Any]
-    mean: Float[Tensor, "d_in"] | None = None
+    mean: Float[Tensor, " d_in"] | None = None
 
     @property
     def d_in(self) -> int:

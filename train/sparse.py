@@ -28,10 +28,10 @@ class Codes:
 
     values: Float[Tensor, "batch k"]
     latents: Int[Tensor, "batch k"]
-    order: Int[Tensor, "pairs"]
-    bags: Int[Tensor, "d_sae"]
+    order: Int[Tensor, " pairs"]
+    bags: Int[Tensor, " d_sae"]
 
-    def fired(self) -> Float[Tensor, "d_sae"]:
+    def fired(self) -> Float[Tensor, " d_sae"]:
         """How often each latent was above zero, as float32."""
         counts = torch.zeros_like(self.bags, dtype=torch.float32)
         positive = (self.values.detach() > 0).float()
@@ -41,7 +41,7 @@ class Codes:
 def encode_topk(
     x: Float[Tensor, "batch d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, "d_sae"],
+    bias: Float[Tensor, " d_sae"],
     k: int,
 ) -> Codes:
     """The k largest pre-activations of each row, those below zero set to zero.
@@ -52,13 +52,14 @@ def encode_topk(
         bias: of the pre-activations.
         k: latents kept.
     """
-    values, latents, order, bags = _EncodeTopK.apply(x, encoder, bias, k)
+    values, latents, order, bags = _EncodeTopK.apply(x, encoder, bias, k)  # type: ignore[no-untyped-call]  # torch's own
     return Codes(values, latents, order, bags)
 
 
 def decode(codes: Codes, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
     """Sum the active latents' decoder rows, weighted by their activations."""
-    result: Tensor = _Decode.apply(codes.values, decoder, codes.latents, codes.order, codes.bags)
+    pairs = codes.latents, codes.order, codes.bags
+    result: Tensor = _Decode.apply(codes.values, decoder, *pairs)  # type: ignore[no-untyped-call]  # torch's own
     return result
 
 

@@ -35,7 +35,7 @@ class TopK:
         self,
         parameters: Parameters,
         x: Float[Tensor, "batch d_in"],
-        weights: Float[Tensor, "batch"],
+        weights: Float[Tensor, " batch"],
         progress: float,  # noqa: ARG002  # TopK has nothing to warm up
     ) -> Objective:
         """Mean over rows of the weighted squared error."""
@@ -43,9 +43,7 @@ class TopK:
         codes = encode_topk(centred, parameters.encoder, bias, self.k)
         reconstruction = decode(codes, parameters.W_dec) + parameters.b_dec
         squared_error = (reconstruction - x).square().sum(1)
-        return Objective(
-            (weights * squared_error).mean(), reconstruction.detach(), codes.fired()
-        )
+        return Objective((weights * squared_error).mean(), reconstruction.detach(), codes.fired())
 
     def to_cfg(self) -> dict[str, Any]:
         """SAELens's `topk`, without its scaling by decoder norms: ours are one."""

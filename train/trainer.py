@@ -35,7 +35,7 @@ class Normalisation:
         scale: what a row is multiplied by.
     """
 
-    mean: Float[Tensor, "d_in"]
+    mean: Float[Tensor, " d_in"]
     scale: float
 
     @staticmethod
@@ -47,7 +47,9 @@ class Normalisation:
         """
         spread = float((std**2).sum())
         if spread <= 0:
-            raise SaeflowError("the store's rows are all equal: there is nothing to learn from them")
+            raise SaeflowError(
+                "the store's rows are all equal: there is nothing to learn from them"
+            )
         scale = math.sqrt(len(mean) / spread)
         return Normalisation(torch.as_tensor(mean, dtype=torch.float32, device=device), scale)
 
@@ -59,7 +61,9 @@ class Normalisation:
         """
         p = parameters
         biases = p.b_enc.detach() / self.scale, p.b_dec.detach() / self.scale
-        folded = Parameters(p.encoder.detach().clone(), biases[0], p.W_dec.detach().clone(), biases[1])
+        folded = Parameters(
+            p.encoder.detach().clone(), biases[0], p.W_dec.detach().clone(), biases[1]
+        )
         return folded.requires_grad_(False)
 
 
@@ -81,7 +85,7 @@ class Trainer:
     normalisation: Normalisation
     schedule: Schedule
     dead_after: int
-    since_fired: Int[Tensor, "d_sae"] = field(init=False)
+    since_fired: Int[Tensor, " d_sae"] = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.parameters.b_dec.device
@@ -123,7 +127,7 @@ class Trainer:
         self.since_fired[objective.fired > 0] = 0
         return objective
 
-    def _row_weights(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch"]:
+    def _row_weights(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
         centre = self.normalisation.mean * self.normalisation.scale
         distance = (x - centre).square().sum(1)
         return (HEAVIEST**2 * x.shape[1] / distance).clamp(max=1.0)
@@ -137,9 +141,7 @@ class Trainer:
                 f"the loss is {loss} at step {step}: nothing was saved; try a smaller --lr"
             )
         self._metrics.reset()
-        self._metrics.update(
-            x=x, reconstruction=objective.reconstruction, fired=objective.fired
-        )
+        self._metrics.update(x=x, reconstruction=objective.reconstruction, fired=objective.fired)
         values = {name: value.item() for name, value in self._metrics.compute().items()}
         return {
             "step": step + 1,

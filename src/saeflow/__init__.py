@@ -35,7 +35,7 @@ _HOMES = {
     "train_sae": "saeflow.train.run",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605  # the names above, each with its home
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

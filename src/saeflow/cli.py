@@ -38,7 +38,9 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(_fail(f"no space left on the disk of {error.filename}: make room, then run again", 1))
+        sys.exit(
+            _fail(f"no space left on the disk of {error.filename}: make room, then run again", 1)
+        )
 
 
 @app.command()
@@ -149,7 +151,8 @@ def quickstart(
 
 @app.callback(invoke_without_command=True)
 def _options(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of
@@ -174,6 +177,6 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminated(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal's own
     """SIGTERM ends a stage like any error does: files are whole, the lock is given back."""
     sys.exit(128 + signum)

@@ -44,8 +44,14 @@ class Meter:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=stderr(), transient=True)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
+            self._progress = Progress(
+                *columns, TimeRemainingColumn(), console=stderr(), transient=True
+            )
             self._task = self._progress.add_task(what, total=total, rate="")
             self._progress.start()
 
@@ -58,7 +64,8 @@ class Meter:
         self._count += count
         now = time.monotonic()
         rate = (self._count - self._start_count) / max(now - self._started, 1e-9)
-        told = f"{self._count:,}/{self._total:,} {self._unit}, {rate:,.0f}/s{', ' if note else ''}{note}"
+        told = f"{self._count:,}/{self._total:,} {self._unit}, {rate:,.0f}/s"
+        told += f", {note}" if note else ""
         if self._progress is not None:
             self._progress.update(self._task, completed=self._count, rate=told)
         elif now - self._spoken > _PLAIN_LINE_EVERY:

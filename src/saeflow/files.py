@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PARTIAL = ".partial"
 """The ending of a file that is being written; such a file never counts."""
 
@@ -27,6 +29,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON durably: two spaces of indent, keys in the order given, a newline at the end."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_durably(path, [text.encode()])
+
+
+def byte_view(values: np.ndarray) -> memoryview:
+    """The bytes of an array, in C order, without a copy where it already is."""
+    return np.ascontiguousarray(values).data.cast("B")
 
 
 def sync_directory(path: Path) -> None:

@@ -26,8 +26,8 @@ def with_options_of(config: type, *, argument: str | None = None) -> Callable[[C
     """
 
     def decorate(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        own = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         hints = get_type_hints(config, include_extras=True)
         options = [
             _parameter(field, hints[field.name], positional=field.name == argument)
@@ -84,10 +84,14 @@ def _without_none(kind: Any) -> Any:
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="TOML file whose keys are option names; flags win over it.", show_default=False
+        "--config",
+        help="TOML file whose keys are option names; flags win over it.",
+        show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the options and what they will cost, and stop.")
 ]
