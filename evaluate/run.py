@@ -15,21 +15,19 @@ from torch import Tensor
 
 from saeflow import console
 from saeflow.config import to_plain
-from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.result import EvaluationResult
 from saeflow.evaluate.score import ReconstructionScore
+from saeflow.evaluate.source import model_spec, source_model
 from saeflow.evaluate.splice import (
-    check_spliceable,
     replaced_positions,
     scored_predictions,
     token_losses,
 )
 from saeflow.evaluate.text import HeldOutText, held_out_text
 from saeflow.files import write_json
-from saeflow.harvest.capture import probe_hook_points
-from saeflow.harvest.models import ModelSpec, SourceModel, describe_model, load_model
+from saeflow.harvest.models import SourceModel
 from saeflow.train.folder import WEIGHTS, find_sae, load_sae
 from saeflow.train.metrics import DeadLatents, reconstruction_metrics
 from saeflow.train.sae import SAE
@@ -60,7 +58,7 @@ def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> Evaluati
     out = (config.out or folder) / SCORES
     if out.is_file() and not overwrite:
         return _earlier(out, options)
-    model = _source_model(config, sae)
+    model = source_model(config, sae)
     provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
     text = held_out_text(config, provenance, model)
     result = _score(config, sae.to(model.device), model, text, folder.name, options)
@@ -76,7 +74,7 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder = find_sae(config.sae)
     sae = load_sae(folder)
-    spec = _spec(config, sae)
+    spec = model_spec(config, sae)
     return {
         "sae": str(folder),
         "d_in": sae.d_in,
@@ -112,47 +110,6 @@ def _earlier(path: Path, options: Mapping[str, Any]) -> EvaluationResult:
         )
     console.say(f"{path} is complete already")
     return result
-
-
-def _spec(config: EvaluateConfig, sae: SAE) -> ModelSpec:
-    provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
-    recorded = provenance.get("store", {}).get("provenance", {}).get("model", {})
-    name = config.model or recorded.get("name") or sae.cfg.get("metadata", {}).get("model_name")
-    if not name:
-        raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")
-    return ModelSpec(
-        name=name,
-        dtype=recorded.get("dtype", "float32"),
-        device=choose_device(config.device),
-        compatibility_mode=recorded.get("compatibility_mode", False),
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def _source_model(config: EvaluateConfig, sae: SAE) -> SourceModel:
-    spec = _spec(config, sae)
-    if not sae.cfg.get("metadata", {}).get("hook_name"):
-        raise BadInputError(f"SAE {config.sae} does not say its hook point: add metadata.hook_name")
-    check_spliceable(sae.hook_point)
-    _check_weights(config, spec, sae)
-    model = load_model(spec)
-    (hook_point,) = probe_hook_points(model, [sae.hook_point])
-    if hook_point.d_in != sae.d_in:
-        raise BadInputError(
-            f"SAE {config.sae} has d_in {sae.d_in}, but {sae.hook_point} of {spec.name} has "
-            f"{hook_point.d_in}: evaluate it on the model that it was trained on"
-        )
-    return model
-
-
-def _check_weights(config: EvaluateConfig, spec: ModelSpec, sae: SAE) -> None:
-    provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
-    recorded = provenance.get("store", {}).get("provenance", {}).get("model", {})
-    if recorded and describe_model(spec)["weights_sha256"] != recorded["weights_sha256"]:
-        told = f"model {spec.name} does not have the weights that SAE {config.sae} was trained on"
-        if config.model is None:
-            raise BadInputError(f"{told}: find the right one, or name this one with --model")
-        console.warn(told)
 
 
 def _score(

@@ -14,61 +14,18 @@ from saeflow.config import load_config, require, to_plain, to_toml
 from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
 from saeflow.files import write_durably
-from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.store import Store, open_store
-from saeflow.train.architecture import Architecture
 from saeflow.train.config import TrainConfig
 from saeflow.train.folder import load_sae, metadata, save_sae
 from saeflow.train.loader import Loader
-from saeflow.train.optimizer import Schedule, default_rate
 from saeflow.train.order import choose_order
 from saeflow.train.parameters import Parameters
-from saeflow.train.relu import ReLU
+from saeflow.train.plan import TrainPlan, make_plan
 from saeflow.train.sae import SAE
-from saeflow.train.topk import TopK
 from saeflow.train.trainer import Normalisation, Trainer
 
-DEFAULT_K = 32
-DEFAULT_L1 = 5.0
 _CONFIG, _METRICS = "config.toml", "metrics.jsonl"
 _SELF_TEST_ROWS = 8
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What a training run will do.
-
-    Attributes:
-        hook_point: whose rows.
-        architecture: which kind of SAE.
-        d_sae: its latents.
-        n_steps, batch_size: steps, and rows of each.
-        schedule: learning rate over the steps.
-        epochs: passes over the store.
-        bytes_of_state: memory for parameters, gradients and Adam's moments.
-    """
-
-    hook_point: HookPoint
-    architecture: Architecture
-    d_sae: int
-    n_steps: int
-    batch_size: int
-    schedule: Schedule
-    epochs: float
-    bytes_of_state: int
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--dry-run`."""
-        return {
-            "hook_point": self.hook_point.name,
-            "d_in": self.hook_point.d_in,
-            "d_sae": self.d_sae,
-            "steps": self.n_steps,
-            "rows": self.n_steps * self.batch_size,
-            "epochs": self.epochs,
-            "lr": self.schedule.peak,
-            "bytes_of_state": self.bytes_of_state,
-        }
 
 
 @dataclass(frozen=True)
@@ -107,7 +64,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     Raises:
         BadInputError: the store can't be used, or the options don't fit it.
     """
-    return _plan(config, open_store(config.store))
+    return make_plan(config, open_store(config.store))
 
 
 def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
@@ -124,7 +81,7 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
         SaeflowError: the store is damaged, or training diverges.
     """
     store = open_store(config.store)
-    plan = _plan(config, store)
+    plan = make_plan(config, store)
     folder = config.out / "sae" / f"{plan.hook_point.name}-{plan.architecture.name}-{plan.d_sae}"
     _claim(config, overwrite=overwrite)
     if folder.is_dir():
@@ -159,47 +116,6 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
     rows = store.rows(plan.hook_point, store.train, order.runs(0, _SELF_TEST_ROWS)).float()
     save_sae(sae, folder, rows)
     return _result(load_sae(folder), folder, plan, already_complete=False, waited=waited)
-
-
-def _plan(config: TrainConfig, store: Store) -> TrainPlan:
-    hook_point = store.hook_point(config.hook)
-    d_sae = config.d_sae or round((config.expansion or 1) * hook_point.d_in)
-    architecture: Architecture
-    if config.arch == "topk":
-        k = config.k or DEFAULT_K
-        require(k <= d_sae, f"--k {k} is more than the {d_sae} latents: lower --k or raise --d-sae")
-        architecture = TopK(k)
-    else:
-        architecture = ReLU(DEFAULT_L1 if config.l1 is None else config.l1)
-    n_rows, batch = store.train.n_rows, config.batch_size
-    require(
-        n_rows >= batch,
-        f"store {store.path} has {n_rows} training rows, fewer than one batch of {batch}: "
-        "lower --batch-size, or harvest more",
-    )
-    tokens = n_rows if config.tokens is None else config.tokens
-    require(
-        tokens == 0 or tokens >= batch,
-        f"--tokens {tokens} is less than one batch of {batch}: raise it, or lower --batch-size",
-    )
-    n_steps = tokens // batch
-    schedule = Schedule(
-        peak=config.lr or default_rate(d_sae),
-        n_steps=n_steps,
-        warm_up=round(config.warm_up * n_steps),
-        decay=round(config.decay * n_steps),
-    )
-    n_parameters = 2 * d_sae * hook_point.d_in + d_sae + hook_point.d_in
-    return TrainPlan(
-        hook_point=hook_point,
-        architecture=architecture,
-        d_sae=d_sae,
-        n_steps=n_steps,
-        batch_size=batch,
-        schedule=schedule,
-        epochs=n_steps * batch / n_rows,
-        bytes_of_state=16 * n_parameters,
-    )
 
 
 def _claim(config: TrainConfig, *, overwrite: bool) -> None:

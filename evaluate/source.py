@@ -1,0 +1,69 @@
+"""The source model of an SAE: found by the SAE's provenance, and held against it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from saeflow import console
+from saeflow.devices import choose_device
+from saeflow.errors import BadInputError
+from saeflow.evaluate.config import EvaluateConfig
+from saeflow.evaluate.splice import check_spliceable
+from saeflow.harvest.capture import probe_hook_points
+from saeflow.harvest.models import ModelSpec, SourceModel, describe_model, load_model
+from saeflow.train.sae import SAE
+
+
+def model_spec(config: EvaluateConfig, sae: SAE) -> ModelSpec:
+    """Which model, run how: as given, else as the SAE's store was made.
+
+    Raises:
+        BadInputError: neither says which.
+    """
+    recorded = _recorded_model(sae)
+    name = config.model or recorded.get("name") or sae.cfg.get("metadata", {}).get("model_name")
+    if not name:
+        raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")
+    return ModelSpec(
+        name=name,
+        dtype=recorded.get("dtype", "float32"),
+        device=choose_device(config.device),
+        compatibility_mode=recorded.get("compatibility_mode", False),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def source_model(config: EvaluateConfig, sae: SAE) -> SourceModel:
+    """Load the model that an SAE will be spliced into.
+
+    Raises:
+        BadInputError: it is not to be had, or the SAE doesn't fit it.
+    """
+    spec = model_spec(config, sae)
+    if not sae.cfg.get("metadata", {}).get("hook_name"):
+        raise BadInputError(f"SAE {config.sae} does not say its hook point: add metadata.hook_name")
+    check_spliceable(sae.hook_point)
+    _check_weights(config, spec, sae)
+    model = load_model(spec)
+    (hook_point,) = probe_hook_points(model, [sae.hook_point])
+    if hook_point.d_in != sae.d_in:
+        raise BadInputError(
+            f"SAE {config.sae} has d_in {sae.d_in}, but {sae.hook_point} of {spec.name} has "
+            f"{hook_point.d_in}: evaluate it on the model that it was trained on"
+        )
+    return model
+
+
+def _check_weights(config: EvaluateConfig, spec: ModelSpec, sae: SAE) -> None:
+    recorded = _recorded_model(sae)
+    if recorded and describe_model(spec)["weights_sha256"] != recorded["weights_sha256"]:
+        told = f"model {spec.name} does not have the weights that SAE {config.sae} was trained on"
+        if config.model is None:
+            raise BadInputError(f"{told}: find the right one, or name this one with --model")
+        console.warn(told)
+
+
+def _recorded_model(sae: SAE) -> Mapping[str, Any]:
+    """What the SAE's provenance says of its model; nothing, if it is a foreign one."""
+    provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
+    model: Mapping[str, Any] = provenance.get("store", {}).get("provenance", {}).get("model", {})
+    return model
