@@ -103,7 +103,7 @@ def _not_finite(
     layout: Layout,
     rows: range,
     place: ShardPlace,
-    values: dict[str, UInt32[np.ndarray, " rows"]],
+    values: dict[str, UInt32[np.ndarray, " shard_rows"]],
 ) -> BadInputError:
     bad = int((~torch.isfinite(stored)).any(1).nonzero()[0, 0])
     row = rows.start - place.rows.start + bad
@@ -119,5 +119,5 @@ def _not_finite(
         )
     return BadInputError(
         f"the source model gives NaN or infinity {where}: check its weights, "
-        "or run it with --model-dtype float32 --overwrite"
+        "or give --model-dtype float32 --overwrite if it runs in less"
     )

@@ -1,8 +1,10 @@
 """What counts in a store: the commit log, the lock, and what a crash leaves behind.
 
-A shard counts if, and only if, its record stands in the log, and a record is
-appended only after every file of the shard was renamed into place. A line that
-a crash cut short is dropped; the shard is then built again, to the same bytes.
+While a store is written, a shard counts if, and only if, its record stands in the
+log, and a record is appended only after every file of the shard was renamed into
+place. A line that a crash cut short is dropped; the shard is then built again, to
+the same bytes. When all shards are there, the manifest takes over every record and
+the log goes, so that a finished store does not show in what order it was made.
 """
 
 import json
@@ -20,7 +22,7 @@ from saeflow.files import PARTIAL, sync_directory
 FOLDER = "_saeflow"
 LOG = f"{FOLDER}/log/rank00000.jsonl"
 MANIFEST = f"{FOLDER}/manifest.json"
-_LOCK = f"{FOLDER}/lock"
+LOCK = "lock"
 
 Record = dict[str, Any]
 """One shard's commit: split, shard, rows, files with bytes and crc32c, statistics."""
@@ -33,8 +35,13 @@ def locked(store: Path) -> Iterator[None]:
     Raises:
         BadInputError: another process is writing to the store.
     """
-    (store / FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store / _LOCK, timeout=0)
+    try:
+        (store / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"--out {store} can't be made ({error.strerror}): name another folder"
+        ) from error
+    lock = FileLock(store / FOLDER / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -47,12 +54,14 @@ def locked(store: Path) -> Iterator[None]:
         lock.release()
 
 
-def read_log(store: Path) -> dict[tuple[str, int], Record]:
-    """The committed shards, by split and number, in the order of their commits."""
-    path = store / LOG
-    if not path.is_file():
-        return {}
-    records = [json.loads(line) for line in _whole_lines(path)]
+def read_records(store: Path) -> dict[tuple[str, int], Record]:
+    """The committed shards, by split and number: from the manifest, or else from the log."""
+    if (store / MANIFEST).is_file():
+        records = json.loads((store / MANIFEST).read_bytes())["shards"]
+    elif (store / LOG).is_file():
+        records = [json.loads(line) for line in _whole_lines(store / LOG)]
+    else:
+        records = []
     return {(record["split"], record["shard"]): record for record in records}
 
 
@@ -80,6 +89,13 @@ def append(store: Path, record: Record) -> None:
         os.fsync(log.fileno())
     if new:
         sync_directory(path.parent)
+
+
+def drop_log(store: Path) -> None:
+    """Remove the log of a store whose manifest is written."""
+    (store / LOG).unlink(missing_ok=True)
+    if (store / LOG).parent.is_dir():
+        (store / LOG).parent.rmdir()
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -69,7 +69,7 @@ def _documents(
             row = next(rows, None)
         except Exception as error:  # each file format has errors of its own
             raise BadInputError(
-                f"dataset {dataset} can't be read after document {index}: {_one_line(error)}"
+                f"dataset {dataset} can't be read from document {index + 1} on: {_one_line(error)}"
             ) from error
         if row is None:
             return
@@ -101,8 +101,9 @@ def _content(
 
 def _open_rows(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
     # Imported here: `datasets` takes a second, and the built-in text doesn't need it.
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk, logging
 
+    logging.set_verbosity(logging.CRITICAL)  # an error is told in one line, ours
     path = Path(dataset).expanduser()
     try:
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
@@ -114,7 +115,7 @@ def _open_rows(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
                     )
                 saved = saved[split]
             assert isinstance(saved, Dataset)
-            return iter(saved)
+            return iter(saved.with_format(None))  # plain lists, whatever format it was saved in
         if path.exists():
             return iter(_open_files(path, load_dataset))
         if _looks_like_a_path(dataset):
@@ -136,6 +137,9 @@ def _open_files(path: Path, load_dataset: Any) -> Any:
             f"dataset {path} holds {found} to read: give one of {', '.join(_BUILDERS)}, "
             "or a folder of one kind"
         )
+    files = [p for p in files if p.stat().st_size]
+    if not files:  # the readers of jsonl and csv fail on an empty file
+        return []
     options = {"sample_by": "paragraph"} if kinds == ["text"] else {}
     return load_dataset(
         kinds[0], data_files=[str(p) for p in files], split="train", streaming=True, **options

@@ -1,5 +1,6 @@
 """The end of a harvest: statistics merged, the manifest, and only then `complete`."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import zarr
 from saeflow.files import write_json
 from saeflow.harvest import commits
 from saeflow.harvest.layout import FORMAT, HookPoint, Layout, write_array
+from saeflow.harvest.shards import checksum
 from saeflow.harvest.statistics import ShardStatistics, merge
+
+ROOT = "zarr.json"
 
 
 def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> None:
@@ -20,7 +24,7 @@ def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> Non
         layout: its layout.
         attributes: what its root says of it, `state` aside.
     """
-    records = commits.read_log(store)
+    records = commits.read_records(store)
     for hook_point in layout.hook_points:
         _write_statistics(store, layout, hook_point, records)
     write_json(
@@ -28,21 +32,34 @@ def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> Non
         {
             "format": FORMAT,
             "provenance": attributes["provenance"],
-            "shards": [
-                {key: record[key] for key in ("split", "shard", "rows", "files")}
-                for _, record in sorted(records.items())
-            ],
+            "files": _other_files(store, records),
+            "shards": [record for _, record in sorted(records.items())],
         },
     )
-    write_root(store, {**attributes, "state": "complete"})
+    commits.drop_log(store)
+    digest = hashlib.sha256((store / commits.MANIFEST).read_bytes()).hexdigest()
+    write_root(store, {**attributes, "state": "complete", "manifest_sha256": digest})
 
 
 def write_root(store: Path, attributes: dict[str, Any]) -> None:
     """Write the root group's metadata: one rename changes the state of the store."""
     write_json(
-        store / "zarr.json",
+        store / ROOT,
         {"attributes": {"saeflow": attributes}, "zarr_format": 3, "node_type": "group"},
     )
+
+
+def _other_files(
+    store: Path, records: dict[tuple[str, int], commits.Record]
+) -> dict[str, dict[str, int]]:
+    """Bytes and crc32c of every file that belongs to no shard: metadata, sequences, statistics."""
+    in_shards = {path for record in records.values() for path in record["files"]}
+    found = {}
+    for path in sorted(p for p in store.rglob("*") if p.is_file()):
+        name = path.relative_to(store).as_posix()
+        if name not in in_shards and name != ROOT and not name.startswith(f"{commits.FOLDER}/"):
+            found[name] = checksum([path.read_bytes()])
+    return found
 
 
 def _write_statistics(

@@ -56,6 +56,11 @@ class SourceModel:
         return torch.device(self.spec.device)
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids the model has an embedding for."""
+        return int(self.bridge.cfg.d_vocab)
+
+    @property
     def longest_context(self) -> int:
         """The most tokens that the model takes at once."""
         return int(self.bridge.cfg.n_ctx)
@@ -102,10 +107,18 @@ def load_model(spec: ModelSpec) -> SourceModel:
     options = {"trust_remote_code": spec.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
-        ).eval()
-        model.to(spec.device)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        model.eval().to(spec.device)
+        if loading["missing_keys"]:  # transformers would run them with random numbers
+            missing = sorted(loading["missing_keys"])
+            raise ValueError(f"its weights lack {len(missing)} tensors: {', '.join(missing[:3])}")
         expected = _logits(model, spec.device)
         bridge = TransformerBridge.boot_transformers(
             str(folder), hf_model=model, device=spec.device, dtype=dtype, **options
@@ -130,9 +143,9 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": str(folder) if is_folder else spec.name,
         "revision": folder.name if folder.parent.name == "snapshots" else None,
-        "weights_sha256": _hash_files(folder.glob(_WEIGHTS)),
-        "config_sha256": _hash_files([folder / "config.json"]),
-        "tokenizer_sha256": _hash_files(p for g in _TOKENIZER_FILES for p in folder.glob(g)),
+        "weights_sha256": hash_files(folder.glob(_WEIGHTS)),
+        "config_sha256": hash_files([folder / "config.json"]),
+        "tokenizer_sha256": hash_files(p for g in _TOKENIZER_FILES for p in folder.glob(g)),
         "dtype": spec.dtype,
         "compatibility_mode": spec.compatibility_mode,
         "trust_remote_code": spec.trust_remote_code,
@@ -157,7 +170,8 @@ def _check_logits(found: torch.Tensor, expected: torch.Tensor, spec: ModelSpec) 
         )
 
 
-def _hash_files(files: Iterable[Path]) -> str:
+def hash_files(files: Iterable[Path]) -> str:
+    """One sha256 over the names and contents of files."""
     total = hashlib.sha256()
     for file in sorted(set(files)):
         with file.open("rb") as opened:

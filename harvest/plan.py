@@ -1,6 +1,6 @@
 """What a harvest will store and cost, known exactly before the first forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from saeflow.errors import BadInputError
 from saeflow.harvest.config import HarvestConfig
-from saeflow.harvest.documents import open_documents
+from saeflow.harvest.documents import Document, open_documents
 from saeflow.harvest.layout import (
     DTYPES,
     ROW_ARRAYS,
@@ -20,10 +20,14 @@ from saeflow.harvest.layout import (
 )
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.sequences import Stream, TextCounts, collect
+from saeflow.harvest.statistics import NORM_BINS
 from saeflow.harvest.tokens import choose_packing, tokenize
 
 _METADATA_BYTES = 700
-"""About what one array's zarr.json takes."""
+"""About what one array's zarr.json takes, and its line in the manifest."""
+
+_RECORD_BYTES = 120
+"""About what one file of a shard takes in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ def make_plan(
             f"at most {model.longest_context}"
         )
     packing = choose_packing(model.tokenizer, config.context_size)
-    documents = open_documents(config.dataset, split=config.split, text_field=config.text_field)
+    documents = _known_tokens(
+        open_documents(config.dataset, split=config.split, text_field=config.text_field),
+        model,
+        config.dataset,
+    )
     tokenized = tokenize(
         documents, model.tokenizer, separator=packing.separator, held_out=config.held_out
     )
@@ -111,6 +119,20 @@ def make_plan(
     return Plan(layout, streams, counts)
 
 
+def _known_tokens(
+    documents: Iterable[Document], model: SourceModel, dataset: str
+) -> Iterator[Document]:
+    """Pass documents on; refuse token ids that the model has no embedding for."""
+    for document in documents:
+        largest = 0 if isinstance(document.text, str) else max(document.text, default=0)
+        if largest >= model.vocabulary:
+            raise BadInputError(
+                f"document {document.index} of dataset {dataset} holds token {largest} and "
+                f"model {model.spec.name} has {model.vocabulary}: tokenise it for this model"
+            )
+        yield document
+
+
 def _split_bytes(layout: Layout, split: Split) -> int:
     total = split.n_sequences * layout.packing.context_size * 4 + split.n_documents * 12
     total += sum(np.dtype(d).itemsize for d in ROW_ARRAYS.values()) * (
@@ -124,4 +146,8 @@ def _split_bytes(layout: Layout, split: Split) -> int:
         total += split.n_shards * (split.rows_per_shard // chunk * (16 + 4) + 4)
         if split.name == "train":
             total += (split.n_shards + 1) * 3 * hook_point.d_in * 8
-    return total + _METADATA_BYTES * (2 * len(layout.hook_points) + len(ROW_ARRAYS) + 3)
+    hooks, rows = len(layout.hook_points), len(ROW_ARRAYS)
+    with_statistics = hooks if split.name == "train" else 0
+    total += _METADATA_BYTES * (2 * hooks + rows + 4 + 6 * with_statistics)
+    total += _RECORD_BYTES * split.n_shards * (2 * hooks + rows + 5 * with_statistics)
+    return total + NORM_BINS * 8 * with_statistics

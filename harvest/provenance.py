@@ -7,7 +7,7 @@ from typing import Any
 
 from saeflow.config import to_plain
 from saeflow.harvest.config import HarvestConfig
-from saeflow.harvest.models import ModelSpec, describe_model
+from saeflow.harvest.models import ModelSpec, describe_model, hash_files
 
 _NOT_IDENTITY = ("model", "model_dtype", "compatibility_mode", "trust_remote_code", "out", "device")
 _LIBRARIES = ("saeflow", "torch", "transformers", "transformer-lens", "zarr")
@@ -34,6 +34,8 @@ def describe(config: HarvestConfig, device: str) -> dict[str, Any]:
     dataset = Path(config.dataset).expanduser()
     if dataset.exists():
         options["dataset"] = str(dataset.resolve())
+        files = [dataset] if dataset.is_file() else [p for p in dataset.rglob("*") if p.is_file()]
+        options["dataset_sha256"] = hash_files(files)
     return {
         "model": {**describe_model(model_spec(config, device)), "device": device},
         **options,

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from saeflow import console
 from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
+from saeflow.files import PARTIAL
 from saeflow.harvest import commits
 from saeflow.harvest.build import Text, build_shard
 from saeflow.harvest.capture import probe_hook_points
 from saeflow.harvest.config import HarvestConfig
-from saeflow.harvest.finish import finish_store, write_root
+from saeflow.harvest.finish import ROOT, finish_store, write_root
 from saeflow.harvest.layout import FORMAT, Layout, create_arrays
 from saeflow.harvest.models import SourceModel, load_model
 from saeflow.harvest.plan import Plan, make_plan
@@ -63,17 +64,20 @@ def harvest_activations(config: HarvestConfig, *, overwrite: bool = False) -> Ha
     device = choose_device(config.device)
     provenance = describe(config, device)
     existing = _existing(config.out, provenance, overwrite=overwrite)
-    if existing == "complete":
+    if existing == "complete" and not overwrite:
         return HarvestResult(open_store(config.out), already_complete=True)
     created = not config.out.exists()
-    try:
-        with commits.locked(config.out):
-            _fill(config, device, provenance)
-    except BaseException:
-        attributes = read_attributes(config.out)
-        if created and (attributes is None or attributes["state"] == "tokenizing"):
-            shutil.rmtree(config.out)  # nothing of value is in it yet
-        raise
+    with commits.locked(config.out):
+        try:
+            # Asked again, now that nobody else can write: another process may just have finished.
+            existing = _existing(config.out, provenance, overwrite=overwrite)
+            if existing != "complete" or overwrite:
+                _fill(config, device, provenance, anew=overwrite or existing != "writing")
+        except BadInputError:
+            attributes = read_attributes(config.out)
+            if created and (attributes is None or attributes["state"] == "tokenizing"):
+                shutil.rmtree(config.out)  # nothing of value is in it yet
+            raise
     return HarvestResult(open_store(config.out), already_complete=False)
 
 
@@ -89,28 +93,25 @@ def plan_harvest(config: HarvestConfig) -> Plan:
         return make_plan(config, model, hook_points, Path(folder))
 
 
-def _existing(out: Path, provenance: dict[str, Any], *, overwrite: bool) -> str:
-    """The state of what is at `out`, after refusing what must not be touched."""
+def _existing(out: Path, provenance: dict[str, Any], *, overwrite: bool) -> str | None:
+    """The state of the store at `out`, if any, after refusing what must not be touched."""
     if not out.exists():
-        return "none"
+        return None
     if not out.is_dir():
         raise BadInputError(f"--out {out} is a file: name a folder")
     attributes = read_attributes(out)
-    foreign = {entry.name for entry in out.iterdir()} - {commits.FOLDER}
     if attributes is None:
+        ours = {commits.FOLDER, f"{ROOT}{PARTIAL}"}
+        foreign = sorted({entry.name for entry in out.iterdir()} - ours)
         if foreign:
             raise BadInputError(
-                f"--out {out} holds something else ({', '.join(sorted(foreign)[:3])}): "
+                f"--out {out} holds something else ({', '.join(foreign[:3])}): "
                 "name an empty or a new folder"
             )
-        return "none"
-    if overwrite:
-        with commits.locked(out):
-            shutil.rmtree(out)
-        return "none"
-    state = str(attributes["state"])
-    changed = differences(attributes["provenance"], provenance)
-    if state != "tokenizing" and changed:
+        return None
+    state = str(attributes.get("state"))
+    changed = differences(attributes.get("provenance", {}), provenance)
+    if state != "tokenizing" and changed and not overwrite:
         raise BadInputError(
             f"--out {out} holds a store made with other options ({'; '.join(changed)}): "
             "name another folder, or throw it away with --overwrite"
@@ -118,37 +119,48 @@ def _existing(out: Path, provenance: dict[str, Any], *, overwrite: bool) -> str:
     return state
 
 
-def _fill(config: HarvestConfig, device: str, provenance: dict[str, Any]) -> None:
-    out = config.out
+def _fill(config: HarvestConfig, device: str, provenance: dict[str, Any], *, anew: bool) -> None:
+    """Bring the store to completion, from nothing or from where it was."""
     model = load_model(model_spec(config, device))
-    hook_points = probe_hook_points(model, config.hook)
-    attributes = read_attributes(out)
-    if attributes is None or attributes["state"] == "tokenizing":
-        _clear(out)
-        attributes = {"format": FORMAT, "state": "tokenizing", "provenance": provenance}
-        write_root(out, attributes)
-        console.say(f"tokenising {config.dataset}")
-        plan = make_plan(config, model, hook_points, out / commits.FOLDER)
-        _check_space(out, plan)
-        for split in plan.layout.splits.values():
-            write_sequences(out, split, plan.streams[split.name], plan.layout.packing)
-            create_arrays(out, plan.layout, split)
-        attributes = {
-            **attributes,
-            "state": "writing",
-            "layout": plan.layout.to_attributes(),
-            "text": plan.to_json()["text"],
-        }
-        write_root(out, attributes)
-    commits.recover(out)
+    begun = None if anew else read_attributes(config.out)
+    attributes = begun or _begin(config, model, provenance)
+    commits.recover(config.out)
     layout = Layout.from_attributes(attributes["layout"])
     _build_missing(config, layout, model)
-    finish_store(out, layout, attributes)
+    finish_store(config.out, layout, attributes)
+
+
+def _begin(config: HarvestConfig, model: SourceModel, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Tokenise the text and create the empty store; returns what its root says.
+
+    A store that is to be overwritten stays whole until the new one's text is read.
+    """
+    out = config.out
+    attributes = {"format": FORMAT, "state": "tokenizing", "provenance": provenance}
+    if read_attributes(out) is None:
+        write_root(out, attributes)
+    hook_points = probe_hook_points(model, config.hook)
+    console.say(f"tokenising {config.dataset}")
+    plan = make_plan(config, model, hook_points, out / commits.FOLDER)
+    _check_space(out, plan)
+    write_root(out, attributes)  # from here on, nothing that an earlier run left counts
+    _clear(out)
+    for split in plan.layout.splits.values():
+        write_sequences(out, split, plan.streams[split.name], plan.layout.packing)
+        create_arrays(out, plan.layout, split)
+    attributes = {
+        **attributes,
+        "state": "writing",
+        "layout": plan.layout.to_attributes(),
+        "text": asdict(plan.counts),
+    }
+    write_root(out, attributes)
+    return attributes
 
 
 def _build_missing(config: HarvestConfig, layout: Layout, model: SourceModel) -> None:
-    view = Store(config.out, layout, {})
-    done = commits.read_log(config.out)
+    view = Store(config.out, layout, {}, identity="")
+    done = commits.read_records(config.out)
     total = sum(split.n_rows for split in layout.splits.values())
     with console.meter("harvesting", total, "rows") as meter:
         meter.resume_at(sum(record["rows"] for record in done.values()))
@@ -175,16 +187,20 @@ def _build_missing(config: HarvestConfig, layout: Layout, model: SourceModel) ->
 
 
 def _clear(out: Path) -> None:
-    """Remove a tokenising pass that was cut short; the lock stays."""
-    for entry in out.iterdir():
-        if entry.name != commits.FOLDER and entry.is_dir():
+    """Remove what was cut short or thrown away; the root, which says so, and the lock stay."""
+    for entry in [*out.iterdir(), *(out / commits.FOLDER).iterdir()]:
+        if entry.name in (ROOT, commits.FOLDER, commits.LOCK):
+            continue
+        if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.is_file():
+        else:
             entry.unlink()
 
 
 def _check_space(out: Path, plan: Plan) -> None:
-    free = shutil.disk_usage(out).free
+    free = shutil.disk_usage(out).free + sum(
+        path.stat().st_size for path in out.rglob("*") if path.is_file()
+    )
     if plan.bytes_on_disk > free:
         raise BadInputError(
             f"the store takes {plan.bytes_on_disk:,} bytes and {out} has {free:,} free: "

@@ -81,7 +81,7 @@ def write_shard(
 
     def write(path: str, parts: list[bytes | memoryview]) -> None:
         write_durably(store / path, parts)
-        files[path] = {"bytes": sum(len(part) for part in parts), "crc32c": _crc(parts)}
+        files[path] = checksum(parts)
 
     folder, k = place.split.folder, place.index
     for name, values in row_values.items():
@@ -124,8 +124,10 @@ def with_crc(encoded: bytes) -> bytes:
     return encoded + crc.to_bytes(4, "little")
 
 
-def _crc(parts: Iterable[bytes | memoryview]) -> int:
-    total = 0
+def checksum(parts: Iterable[bytes | memoryview]) -> dict[str, int]:
+    """Length and crc32c of a file's content, as commit records and the manifest hold them."""
+    length = crc = 0
     for part in parts:
-        total = google_crc32c.extend(total, bytes(part))
-    return total
+        length += len(part)
+        crc = google_crc32c.extend(crc, bytes(part))
+    return {"bytes": length, "crc32c": crc}

@@ -1,11 +1,9 @@
 """The store, read: opened with every refusal it deserves, and its rows by number."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +28,13 @@ class Store:
         path: its folder.
         layout: where its rows are.
         provenance: source model, dataset, and how they were run.
+        identity: sha256 of the manifest, which holds a checksum of every file.
     """
 
     path: Path
     layout: Layout
     provenance: Mapping[str, Any]
+    identity: str
     _descriptors: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -46,11 +46,6 @@ class Store:
     def held_out(self) -> Split:
         """The rows of held-out documents."""
         return self.layout.splits["heldout"]
-
-    @cached_property
-    def identity(self) -> str:
-        """sha256 of the manifest, which lists every file of every shard with its checksum."""
-        return hashlib.sha256((self.path / commits.MANIFEST).read_bytes()).hexdigest()
 
     def hook_point(self, name: str | None) -> HookPoint:
         """A hook point by name, or the only one.
@@ -184,20 +179,20 @@ def open_store(path: Path) -> Store:
     attributes = read_attributes(path)
     if attributes is None:
         raise BadInputError(f"{path} is not a saeflow store: give the --out of a saeflow harvest")
-    if attributes["state"] != "complete":
+    if attributes.get("state") != "complete":
         raise BadInputError(
             f"store {path} is incomplete ({_progress(path, attributes)}): "
             "run the same saeflow harvest again, it continues"
         )
     try:
         layout = Layout.from_attributes(attributes["layout"])
+        return Store(path, layout, attributes["provenance"], attributes["manifest_sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"store {path} has unreadable attributes: {error!r}") from error
-    return Store(path, layout, attributes["provenance"])
 
 
 def _progress(path: Path, attributes: dict[str, Any]) -> str:
     if "layout" not in attributes:
         return "its text is not tokenised yet"
     shards = sum(split["n_shards"] for split in attributes["layout"]["splits"].values())
-    return f"{len(commits.read_log(path))} of {shards} shards"
+    return f"{len(commits.read_records(path))} of {shards} shards"

@@ -33,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def byte_view(values: np.ndarray) -> memoryview:
     """The bytes of an array, in C order, without a copy where it already is."""
-    return np.ascontiguousarray(values).data.cast("B")
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def sync_directory(path: Path) -> None:

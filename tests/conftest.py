@@ -1,0 +1,172 @@
+"""What every test may use: a tiny model, its text and its store, and the command line."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saeflow.harvest.config import HarvestConfig
+
+settings.register_profile(
+    "saeflow", deadline=None, max_examples=60, derandomize=True, database=None
+)
+settings.load_profile("saeflow")
+
+TINY_HOOKS = ("blocks.0.hook_resid_post", "blocks.1.attn.hook_z")
+"""What `tiny_store` holds, each 32 wide; the second one has a head axis."""
+
+WORDS = (  # noqa: SIM905  # reads better as one text
+    "the a of to and in tensor shard row chunk latent sparse dense store model token held out "
+    "reads writes splits merges every no one permuted sequence document norm Zürich naïve 42 3.14"
+).split()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 300 tokens; bos is 0, eos 1, pad 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        pad_token="<|pad|>",
+        model_max_length=64,
+    )
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """Two layers of width 32 with four heads, random weights of seed 0."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        )
+    )
+
+
+def tiny_documents(n: int = 120) -> list[str]:
+    """Texts of 1 to 60 words, the same in every run."""
+    draw = np.random.default_rng(0)
+    return [" ".join(draw.choice(WORDS, draw.integers(1, 60))) for _ in range(n)]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: `tiny_llama` in float32 with `tiny_tokenizer`."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl of 120 documents, about 10,000 tokens."""
+    file = tmp_path_factory.mktemp("tiny") / "text.jsonl"
+    lines = [json.dumps({"text": text}) for text in tiny_documents()]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of both `TINY_HOOKS`: many shards, a held-out split. Don't write to it."""
+    from saeflow.harvest.run import harvest_activations
+
+    out = tmp_path_factory.mktemp("tiny") / "store"
+    harvest_activations(
+        HarvestConfig(
+            model=str(tiny_model),
+            dataset=str(tiny_text),
+            hook=TINY_HOOKS,
+            out=out,
+            context_size=17,
+            shard_rows=512,
+            held_out=0.2,
+            device="cpu",
+        )
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: its exit code and what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """Call `saeflow ARGS...` in this process: `run_cli("harvest", "--model", folder).code`."""
+    from saeflow.cli import main
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Outcome(code, *capsys.readouterr())
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def tiny_config(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Callable[..., HarvestConfig]:
+    """The options of a small quick harvest into `tmp_path / "store"`, with any of them changed."""
+
+    def config(**changed: Any) -> HarvestConfig:
+        options: dict[str, Any] = {
+            "model": str(tiny_model),
+            "dataset": str(tiny_text),
+            "hook": TINY_HOOKS[:1],
+            "out": tmp_path / "store",
+            "tokens": 1600,
+            "context_size": 17,
+            "shard_rows": 512,
+            "held_out": 0.2,
+            "device": "cpu",
+        }
+        return HarvestConfig(**{**options, **changed})
+
+    return config

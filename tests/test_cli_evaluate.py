@@ -1,0 +1,234 @@
+"""`saeflow evaluate` as its users meet it: results, and one line for every kind of bad input."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from saeflow.train.config import TrainConfig
+from saeflow.train.run import train_sae
+
+HOOK = "blocks.0.hook_resid_post"
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def trained_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Don't write to it: `sae` is a copy."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train_sae(
+        TrainConfig(store=tiny_store, out=out, hook=HOOK, d_sae=48, k=8, tokens=4096, device="cpu")
+    )
+    return out
+
+
+@pytest.fixture
+def sae(trained_run: Path, tmp_path: Path) -> Path:
+    (folder,) = (trained_run / "sae").iterdir()
+    return Path(shutil.copytree(folder, tmp_path / "sae"))
+
+
+@pytest.fixture
+def evaluate(run_cli: Run, sae: Path) -> Run:
+    """Run `saeflow evaluate` on `sae`; keywords are flags, None leaves one out."""
+
+    def run(*more: object, sae: object = sae, **flags: object) -> Any:
+        given = {"tokens": 320, "device": "cpu", **flags}
+        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in given.items() if v is not None]
+        return run_cli("evaluate", sae, *(part for pair in pairs for part in pair), *more)
+
+    return run
+
+
+def refusal(outcome: Any) -> str:
+    """The one line of a refusal, after a check that it is one."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.splitlines()
+    assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    return str(lines[-1])
+
+
+def change_cfg(sae: Path, **changed: Any) -> None:
+    cfg = json.loads((sae / "cfg.json").read_text())
+    (sae / "cfg.json").write_text(json.dumps({**cfg, **changed}))
+
+
+# Results.
+
+
+def test_a_table_and_one_line_of_verdict(evaluate: Run, sae: Path) -> None:
+    outcome = evaluate()
+    assert outcome.code == 0
+    table, verdict = outcome.out.splitlines()[:-1], outcome.out.splitlines()[-1]
+    for label in ("reconstruction score", "loss, zero-ablated", "FVU per row", "dead latents"):
+        assert sum(label in line for line in table) == 1
+    assert verdict == json.loads((sae / "scores.json").read_text())["verdict"]
+
+
+def test_json_is_one_object_the_content_of_scores_json(evaluate: Run, sae: Path) -> None:
+    shown = json.loads(evaluate("--json").out)
+    assert shown == json.loads((sae / "scores.json").read_text())
+    assert shown["text"]["sequences"] == 20
+    assert shown["options"]["tokens"] == 320
+
+
+def test_a_run_folder_is_taken_for_its_sae(
+    evaluate: Run, trained_run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    assert evaluate(sae=copy).code == 0
+    assert len(list(copy.glob("sae/*/scores.json"))) == 1
+
+
+def test_again_says_that_it_is_complete_already(evaluate: Run) -> None:
+    first = evaluate()
+    again = evaluate()
+    assert (again.code, again.out) == (0, first.out)
+    assert "is complete already" in again.err
+
+
+def test_overwrite_scores_again(evaluate: Run) -> None:
+    evaluate()
+    assert json.loads(evaluate("--json", "--overwrite", tokens=160).out)["text"]["sequences"] == 10
+
+
+def test_out_takes_the_scores(evaluate: Run, sae: Path, tmp_path: Path) -> None:
+    assert evaluate(out=tmp_path / "scores").code == 0
+    assert (tmp_path / "scores" / "scores.json").is_file()
+    assert not (sae / "scores.json").exists()
+
+
+def test_a_dry_run_writes_nothing(evaluate: Run, sae: Path) -> None:
+    before = sorted(sae.iterdir())
+    outcome = evaluate("--dry-run")
+    assert outcome.code == 0
+    assert "tokens = 320" in outcome.out
+    assert f"# hook_point: {HOOK}" in outcome.out
+    assert sorted(sae.iterdir()) == before
+    assert json.loads(evaluate("--dry-run", "--json").out)["cost"]["d_sae"] == 48
+
+
+def test_text_and_model_may_be_named(evaluate: Run, tiny_model: Path, tiny_text: Path) -> None:
+    shown = json.loads(evaluate("--json", model=tiny_model, dataset=tiny_text).out)
+    assert shown["text"]["source"] == str(tiny_text)
+    assert shown["model"] == str(tiny_model)
+
+
+# Bad input.
+
+
+def test_a_missing_sae_folder(evaluate: Run) -> None:
+    line = refusal(evaluate(sae="/no/such/sae"))
+    assert line == "saeflow: SAE folder /no/such/sae does not exist: check the path"
+
+
+def test_a_folder_without_an_sae(evaluate: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no SAE: give an SAE folder, or a run" in refusal(evaluate(sae=tmp_path / "empty"))
+
+
+def test_a_run_that_was_not_finished(evaluate: Run, tmp_path: Path) -> None:
+    unfinished = tmp_path / "run" / "sae" / "one.partial"
+    unfinished.mkdir(parents=True)
+    (unfinished / "cfg.json").write_text("{}")
+    assert "holds no SAE" in refusal(evaluate(sae=tmp_path / "run"))
+
+
+def test_an_sae_of_another_width_than_the_models(
+    evaluate: Run, sae: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    wider = shutil.copytree(tiny_model, tmp_path / "wider")
+    config = LlamaConfig.from_pretrained(str(tiny_model))
+    config.hidden_size, config.head_dim = 64, 16
+    LlamaForCausalLM(config).save_pretrained(wider)
+    line = refusal(evaluate(model=wider))
+    assert f"has d_in 32, but {HOOK} of {wider} has 64" in line
+    assert "evaluate it on the model that it was trained on" in line
+    assert not (sae / "scores.json").exists()
+
+
+@pytest.mark.parametrize("what", ["missing", "without weights"])
+def test_a_model_that_is_not_there(evaluate: Run, sae: Path, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "model"
+    if what == "without weights":
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    line = refusal(evaluate(model=folder))
+    assert f"model folder {folder} " in line
+    assert not (sae / "scores.json").exists()
+
+
+def test_a_dataset_that_is_not_there(evaluate: Run, sae: Path) -> None:
+    line = refusal(evaluate(dataset="/no/such/text.jsonl"))
+    assert line == "saeflow: dataset /no/such/text.jsonl does not exist: check the path"
+    assert not (sae / "scores.json").exists()
+
+
+def test_a_dataset_without_the_text_field(evaluate: Run, tiny_text: Path) -> None:
+    line = refusal(evaluate(dataset=tiny_text, text_field="content"))
+    assert "has no field 'content': name one of its fields (text) with --text-field" in line
+
+
+@pytest.mark.parametrize("content", ["", '{"text": ""}\n', '{"text": "one short document"}\n'])
+def test_a_dataset_with_nothing_to_evaluate_on(
+    evaluate: Run, sae: Path, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "text.jsonl").write_text(content)
+    line = refusal(evaluate(dataset=tmp_path / "text.jsonl"))
+    assert "dataset" in line
+    assert "--context-size" not in line  # `saeflow evaluate` has no such option
+    assert not (sae / "scores.json").exists()
+
+
+def test_weights_that_were_damaged(evaluate: Run, sae: Path) -> None:
+    weights = sae / "sae_weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4000] + bytes(4000))
+    outcome = evaluate()
+    assert outcome.code == 1
+    assert "fails its self-test" in outcome.err.splitlines()[-1]
+    assert not (sae / "scores.json").exists()
+
+
+def test_an_architecture_that_saeflow_does_not_know(evaluate: Run, sae: Path) -> None:
+    change_cfg(sae, architecture="gated")
+    assert "holds an SAE of architecture gated: known are topk" in refusal(evaluate())
+
+
+def test_an_sae_that_does_not_say_its_model(evaluate: Run, sae: Path) -> None:
+    change_cfg(sae, metadata={"hook_name": HOOK})
+    assert "does not say its source model: give --model" in refusal(evaluate())
+
+
+@pytest.mark.parametrize("metadata", [None, []])
+def test_metadata_that_is_none(evaluate: Run, sae: Path, metadata: Any) -> None:
+    change_cfg(sae, metadata=metadata)
+    assert str(sae) in refusal(evaluate())
+
+
+def test_other_options_are_refused_by_name(evaluate: Run) -> None:
+    evaluate()
+    line = refusal(evaluate(tokens=160, batch_size=3))
+    assert "tokens: 320 there, 160 now" in line
+    assert "batch_size: 16 there, 3 now" in line
+    assert "--overwrite" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("tokens", 0), ("tokens", -5), ("batch_size", 0), ("device", "gpu")]
+)
+def test_a_value_that_makes_no_sense(evaluate: Run, sae: Path, flag: str, value: object) -> None:
+    assert f"--{flag.replace('_', '-')} " in refusal(evaluate(**{flag: value}))
+    assert not (sae / "scores.json").exists()
+
+
+def test_out_is_a_file(evaluate: Run, tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("x")
+    assert f"--out {tmp_path / 'scores'} is a file" in refusal(evaluate(out=tmp_path / "scores"))
+    assert (tmp_path / "scores").read_text() == "x"

@@ -1,0 +1,476 @@
+"""`saeflow harvest` as its users meet it: results, and one line for every kind of bad input."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saeflow.errors import BadInputError
+from saeflow.harvest.store import open_store
+
+HOOK = "blocks.0.hook_resid_post"
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def harvest(run_cli: Run, tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Run:
+    """Run `saeflow harvest` into `tmp_path / "store"`; keywords are flags, None leaves one out."""
+
+    def run(*more: object, **flags: object) -> Any:
+        given = {
+            "model": tiny_model,
+            "dataset": tiny_text,
+            "hook": HOOK,
+            "out": tmp_path / "store",
+            "context_size": 17,
+            "tokens": 800,
+            "device": "cpu",
+            **flags,
+        }
+        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in given.items() if v is not None]
+        return run_cli("harvest", *(part for pair in pairs for part in pair), *more)
+
+    return run
+
+
+def refusal(outcome: Any) -> str:
+    """The one line of a refusal, after a check that it is one."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.splitlines()
+    assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    return str(lines[-1])
+
+
+def assert_no_result(out: Path) -> None:
+    """Nothing that a later run would take for a result."""
+    with pytest.raises(BadInputError, match=r"does not exist|is incomplete|not a saeflow store"):
+        open_store(out)
+
+
+def dataset(file: Path, *texts: str | None, field: str = "text") -> Path:
+    lines = [json.dumps({field: text}) for text in texts]
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+# Results.
+
+
+def test_the_result_is_one_line(harvest: Run, tmp_path: Path) -> None:
+    outcome = harvest(held_out=0.2)
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"store {tmp_path / 'store'} is complete: ")
+    assert f"of {HOOK}, " in outcome.out
+    assert outcome.out.count("\n") == 1
+
+
+def test_again_says_that_it_is_complete_already(harvest: Run) -> None:
+    harvest()
+    again = harvest()
+    assert again.code == 0
+    assert "is complete already" in again.out
+
+
+def test_json_is_one_object_and_nothing_else(harvest: Run, tmp_path: Path) -> None:
+    result = json.loads(harvest("--json", held_out=0.2).out)
+    assert result["store"] == str(tmp_path / "store")
+    assert result["rows"] + result["held_out_rows"] == 800
+    assert result["hook_points"] == [HOOK]
+    assert result["already_complete"] is False
+    assert json.loads(harvest("--json", held_out=0.2).out) == {**result, "already_complete": True}
+
+
+def test_hook_points_are_named_one_flag_each(harvest: Run, tmp_path: Path) -> None:
+    assert harvest("--hook", "blocks.1.attn.hook_z").code == 0
+    store = open_store(tmp_path / "store")
+    assert [h.name for h in store.layout.hook_points] == [HOOK, "blocks.1.attn.hook_z"]
+
+
+def test_a_dry_run_writes_nothing(harvest: Run, tmp_path: Path) -> None:
+    outcome = harvest("--dry-run")
+    assert outcome.code == 0
+    assert f'hook = [\n    "{HOOK}",\n]' in outcome.out
+    assert "# bytes_on_disk: " in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_in_json(harvest: Run, tmp_path: Path) -> None:
+    shown = json.loads(harvest("--dry-run", "--json").out)
+    assert shown["options"]["tokens"] == 800
+    assert shown["cost"]["layout"]["hook_points"] == [{"name": HOOK, "shape": [32], "d_in": 32}]
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_dry_run_prints_is_a_config_file(harvest: Run, tmp_path: Path) -> None:
+    file = tmp_path / "saeflow.toml"
+    file.write_text(harvest("--dry-run").out)
+    all_none = dict.fromkeys(
+        ("model", "dataset", "hook", "out", "context_size", "tokens", "device")
+    )
+    assert harvest("--config", file, **all_none).code == 0
+    assert harvest().out.startswith(f"store {tmp_path / 'store'} is complete already")
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(harvest: Run, tmp_path: Path) -> None:
+    file = tmp_path / "saeflow.toml"
+    file.write_text('seed = 5\ntokens = 99\norder = "sequence"\n')
+    shown = json.loads(harvest("--dry-run", "--json", "--config", file).out)["options"]
+    assert (shown["seed"], shown["tokens"], shown["order"]) == (5, 800, "sequence")
+    assert shown["batch_size"] == 32
+
+
+def test_overwrite_replaces_a_store(harvest: Run, tmp_path: Path) -> None:
+    harvest()
+    assert "seed: 0 there, 1 now" in refusal(harvest(seed=1))
+    assert harvest("--overwrite", seed=1).code == 0
+    assert open_store(tmp_path / "store").layout.seed == 1
+
+
+def test_a_held_out_share_of_nothing(harvest: Run) -> None:
+    assert "800 rows and 0 held-out rows" in harvest(held_out=0).out
+
+
+# The model.
+
+
+def test_a_missing_model_folder(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(model="/no/such/model"))
+    assert line == "saeflow: model folder /no/such/model does not exist: check the path"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_folder_without_weights(harvest: Run, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    assert f"model folder {folder} has no weights" in refusal(harvest(model=folder))
+    assert not (tmp_path / "store").exists()
+
+
+def test_damaged_weights(harvest: Run, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert f"model {folder} can't be loaded: " in refusal(harvest(model=folder))
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_that_are_not_the_models(harvest: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """A layer whose weights are missing must not be harvested with random ones."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if "layers.0.mlp" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "layers.0.mlp" in refusal(harvest(model=folder))
+
+
+@pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",)], ids=["none", "config only"])
+def test_a_model_without_a_tokenizer(
+    harvest: Run, tiny_model: Path, tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    for file in folder.glob("tokenizer*"):
+        if file.name not in kept:
+            file.unlink()
+    assert f"model {folder} can't be loaded: " in refusal(harvest(model=folder))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_tokenizer_with_neither_bos_nor_eos(
+    harvest: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("bos_token", "eos_token")})
+    )
+    line = refusal(harvest(model=folder))
+    assert f"the tokenizer of {folder} has neither a BOS nor an end-of-text token: set bos" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_unknown_hook_point(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(hook="blocks.0.hook_residual_post"))
+    assert "hook point blocks.0.hook_residual_post does not exist in " in line
+    assert "near ones are " in line
+    assert HOOK in line.split("near ones are ")[1]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_hook_point_without_one_vector_a_token(harvest: Run) -> None:
+    assert "one vector a token" in refusal(harvest(hook="blocks.0.attn.hook_pattern"))
+
+
+def test_a_context_longer_than_the_model_takes(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(context_size=65))
+    assert "--context-size 65 is more than model " in line
+    assert line.endswith("at most 64")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(harvest: Run, device: str) -> None:
+    assert f"--device {device}" in refusal(harvest(device=device))
+
+
+# Activations that can't be stored.
+
+
+@pytest.fixture
+def poisoned(tiny_model: Path, tmp_path: Path) -> Callable[[float], tuple[Path, Path]]:
+    """A model that gives a value at one character, and documents of which number 7 holds it."""
+
+    def make(value: float) -> tuple[Path, Path]:
+        token = AutoTokenizer.from_pretrained(str(tiny_model))("§")["input_ids"][-1]
+        model = AutoModelForCausalLM.from_pretrained(str(tiny_model))
+        with torch.no_grad():
+            model.model.embed_tokens.weight[token] = value
+        folder = shutil.copytree(tiny_model, tmp_path / "poisoned")
+        model.save_pretrained(folder)
+        texts = [f"{'no § here' if i == 7 else 'the store'} of document {i}" * 3 for i in range(20)]
+        return folder, dataset(tmp_path / "poison.jsonl", *texts)
+
+    return make
+
+
+@pytest.mark.parametrize("hook", [HOOK, "hook_embed"])
+def test_an_overflow_names_hook_document_and_position(
+    harvest: Run, poisoned: Callable[[float], tuple[Path, Path]], tmp_path: Path, hook: str
+) -> None:
+    model, text = poisoned(1e6)
+    line = refusal(
+        harvest(model=model, dataset=text, hook=hook, dtype="float16", held_out=0, tokens=None)
+    )
+    assert f"overflows float16 at {hook}, document 7, sequence " in line
+    assert "an activation of 1e+06 " in line
+    assert line.endswith(": harvest with --dtype float32 --overwrite")
+    assert_no_result(tmp_path / "store")
+
+
+def test_an_overflow_is_mended_by_what_the_message_says(
+    harvest: Run, poisoned: Callable[[float], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    model, text = poisoned(1e6)
+    options = {"model": model, "dataset": text, "held_out": 0, "tokens": None}
+    refusal(harvest(dtype="float16", **options))
+    assert harvest("--overwrite", dtype="float32", **options).code == 0
+
+
+def test_an_overflow_of_bfloat16(
+    harvest: Run, poisoned: Callable[[float], tuple[Path, Path]]
+) -> None:
+    model, text = poisoned(3.4e38)
+    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    assert "overflows bfloat16 at hook_embed, document 7, " in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_names_hook_document_and_position(
+    harvest: Run,
+    poisoned: Callable[[float], tuple[Path, Path]],
+    tmp_path: Path,
+    value: float,
+) -> None:
+    model, text = poisoned(value)
+    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    assert "gives NaN or infinity at hook_embed, document 7, sequence " in line
+    assert ", position " in line
+    assert "check its weights" in line
+    assert_no_result(tmp_path / "store")
+
+
+def test_the_position_of_a_nan_is_the_tokens(
+    harvest: Run, poisoned: Callable[[float], tuple[Path, Path]], tmp_path: Path, tiny_model: Path
+) -> None:
+    model, text = poisoned(float("nan"))
+    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    token = AutoTokenizer.from_pretrained(str(tiny_model))("§")["input_ids"][-1]
+    sequences = np.asarray(zarr.open_array(tmp_path / "store/sequences/token", mode="r")[:])
+    sequence, position = np.argwhere(sequences == token)[0]
+    assert f"sequence {sequence}, position {position}: " in line
+
+
+# The dataset.
+
+
+def test_a_dataset_without_the_text_field(harvest: Run, tmp_path: Path) -> None:
+    text = dataset(tmp_path / "a.jsonl", "the store", field="body")
+    line = refusal(harvest(dataset=text))
+    assert f"dataset {text} has no field 'text'" in line
+    assert "(body) with --text-field" in line
+    assert not (tmp_path / "store").exists()
+    assert harvest(dataset=text, text_field="body", context_size=2, held_out=0).code == 0
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
+def test_an_empty_dataset(harvest: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    line = refusal(harvest(dataset=tmp_path / name))
+    assert "no documents: check --dataset" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_parquet_file(harvest: Run, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": [""]}).select([]).to_parquet(tmp_path / "a.parquet")
+    line = refusal(harvest(dataset=tmp_path / "a.parquet"))
+    assert "no documents: check --dataset, --split and --text-field" in line
+
+
+def test_only_empty_documents(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "", None, " \n ")))
+    assert "3 documents, all of them empty: check --dataset" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_dataset(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(dataset=tmp_path / "none.jsonl"))
+    assert "none.jsonl does not exist: check the path" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_line_that_is_not_json(harvest: Run, tmp_path: Path) -> None:
+    text = tmp_path / "a.jsonl"
+    text.write_text('{"text": "a"}\n{"text": \n')
+    assert f"dataset {text} can't be " in refusal(harvest(dataset=text))
+    assert not (tmp_path / "store").exists()
+
+
+def test_token_ids_that_the_model_does_not_have(harvest: Run, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = [[5] * 100, [5, 300, 7] * 30]
+    Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "tokens")
+    line = refusal(harvest(dataset=tmp_path / "tokens", held_out=0, tokens=None))
+    assert "document 1" in line
+    assert "300" in line
+    assert_no_result(tmp_path / "store")
+
+
+def test_fewer_tokens_than_one_sequence(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "the"), held_out=0))
+    assert "training tokens, fewer than one sequence of 16: give more text, or a smaller" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_fewer_tokens_than_one_shard(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest(shard_rows=4096, held_out=0))
+    assert "800 training rows, fewer than one shard of --shard-rows 4096: give more text" in line
+    assert not (tmp_path / "store").exists()
+
+
+# The output folder.
+
+
+def test_out_is_a_file(harvest: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("precious")
+    assert "store is a file: name a folder" in refusal(harvest())
+    assert (tmp_path / "store").read_text() == "precious"
+
+
+def test_out_is_below_a_file(harvest: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert "--out" in refusal(harvest(out=tmp_path / "file/store"))
+
+
+def test_out_holds_something_else(harvest: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/thesis.tex").write_text("precious")
+    line = refusal(harvest("--overwrite"))
+    assert "holds something else (thesis.tex): name an empty or a new folder" in line
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["thesis.tex"]
+
+
+def test_out_holds_another_zarr_group(harvest: Run, tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "store", attributes={"mine": 1})
+    assert "holds something else (zarr.json)" in refusal(harvest("--overwrite"))
+
+
+def test_out_is_an_empty_folder(harvest: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert harvest().code == 0
+
+
+def test_out_is_an_empty_folder_and_the_dataset_is_empty(harvest: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "")))
+    assert_no_result(tmp_path / "store")
+    assert harvest().code == 0
+
+
+def test_out_holds_a_store_of_a_newer_format(harvest: Run, tmp_path: Path) -> None:
+    harvest()
+    root = tmp_path / "store/zarr.json"
+    root.write_text(root.read_text().replace('"format": 1', '"format": 2'))
+    assert "is of format 2, newer than this saeflow reads (1): upgrade" in refusal(harvest())
+
+
+# The options.
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"hook": None}, "--hook is needed"),
+        ({"model": None}, "--model is needed"),
+        ({"out": None}, "--out is needed"),
+        ({"tokens": 0}, "--tokens is 0: it must be at least 1"),
+        ({"context_size": 1}, "--context-size is 1: it must be at least 2"),
+        ({"held_out": 1}, "--held-out is 1.0: it must be at least 0 and below 1"),
+        ({"held_out": "nan"}, "--held-out is nan"),
+        ({"seed": -1, "batch_size": 0}, "--batch-size is 0"),
+    ],
+)
+def test_an_option_without_sense(harvest: Run, flags: dict[str, object], told: str) -> None:
+    assert told in refusal(harvest(**flags))
+
+
+def test_a_hook_point_named_twice(harvest: Run) -> None:
+    assert f"--hook names {HOOK} twice" in refusal(harvest("--hook", HOOK))
+
+
+@pytest.mark.parametrize(
+    "more", [["--no-such-flag"], ["--dtype", "int3"], ["--tokens", "many"]], ids=lambda m: m[0]
+)
+def test_wrong_usage_leaves_with_code_2(harvest: Run, more: list[str]) -> None:
+    outcome = harvest(*more)
+    assert outcome.code == 2
+    assert more[0] in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("tokens = ", "is not TOML: "),
+        ("tokns = 5", "unknown option 'tokns': known are model, dataset, hook, out, tokens"),
+        ('batch_size = "many"', "batch_size: Input should be a valid integer"),
+        ('hook = "blocks.0"', "hook: Input should be a valid tuple"),
+        ('dtype = "int3"', "dtype: Input should be 'bfloat16', 'float16' or 'float32'"),
+        ("held_out = 2", "--held-out is 2.0"),
+    ],
+)
+def test_a_bad_config_file(harvest: Run, tmp_path: Path, content: str, told: str) -> None:
+    file = tmp_path / "saeflow.toml"
+    file.write_text(content)
+    line = refusal(harvest("--config", file, hook=None if "hook" in content else HOOK))
+    assert told in line
+    assert str(file) in line or told.startswith("--")
+
+
+def test_a_missing_config_file(harvest: Run, tmp_path: Path) -> None:
+    line = refusal(harvest("--config", tmp_path / "none.toml"))
+    assert "none.toml can't be read: No such file" in line

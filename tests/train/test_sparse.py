@@ -1,0 +1,120 @@
+"""The sparse encode and decode: values and gradients are those of the dense formula."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saeflow.train.sparse import Codes, decode, encode_topk
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def leaves(seed: int, d_in: int, d_sae: int) -> list[Tensor]:
+    """Encoder, bias and decoder, with gradients."""
+    shapes = ((d_sae, d_in), (d_sae,), (d_sae, d_in))
+    return [draw(seed + i, *shape).requires_grad_() for i, shape in enumerate(shapes)]
+
+
+def dense_latents(x: Tensor, encoder: Tensor, bias: Tensor, k: int) -> Tensor:
+    pre = x @ encoder.t() + bias
+    kept = torch.zeros_like(pre).scatter(1, pre.topk(k, dim=1).indices, 1.0)
+    return (pre * kept).relu()
+
+
+def dense_of(codes: Codes, d_sae: int) -> Tensor:
+    zeros = torch.zeros(len(codes.values), d_sae, dtype=codes.values.dtype)
+    return zeros.scatter(1, codes.latents, codes.values)
+
+
+sizes = st.tuples(
+    st.integers(1, 12),  # batch
+    st.integers(1, 9),  # d_in
+    st.integers(1, 20),  # d_sae
+).flatmap(lambda s: st.tuples(*map(st.just, s), st.integers(1, s[2])))  # k
+
+
+@given(sizes, st.integers(0, 2**20))
+@example((5, 3, 7, 7), 0)  # k = d_sae
+@example((1, 1, 1, 1), 0)
+def test_encode_and_decode_equal_the_dense_formula(
+    shape: tuple[int, int, int, int], seed: int
+) -> None:
+    batch, d_in, d_sae, k = shape
+    x, upstream = draw(seed + 10, batch, d_in), draw(seed + 11, batch, d_in)
+    encoder, bias, decoder = leaves(seed, d_in, d_sae)
+
+    codes = encode_topk(x, encoder, bias, k)
+    sparse = decode(codes, decoder)
+    found = torch.autograd.grad((sparse * upstream).sum(), (encoder, bias, decoder))
+
+    latents = dense_latents(x, encoder, bias, k)
+    dense = latents @ decoder
+    expected = torch.autograd.grad((dense * upstream).sum(), (encoder, bias, decoder))
+
+    torch.testing.assert_close(dense_of(codes, d_sae), latents)
+    torch.testing.assert_close(sparse, dense)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(codes.fired(), (latents > 0).float().sum(0))
+
+
+@given(st.sets(st.integers(0, 9), max_size=7), st.integers(0, 2**20))
+@example({9}, 0)  # the last one
+@example({0, 1, 2}, 0)
+def test_latents_that_are_never_active_get_no_gradient(silent: set[int], seed: int) -> None:
+    encoder, bias, decoder = leaves(seed, 4, 10)
+    lowered = bias.detach().clone()
+    lowered[list(silent)] = -1e9
+    lowered.requires_grad_()
+    codes = encode_topk(draw(seed + 5, 6, 4), encoder, lowered, 3)
+    decode(codes, decoder).square().sum().backward()
+    for leaf in (encoder, lowered, decoder):
+        assert leaf.grad is not None
+        assert torch.all(leaf.grad[list(silent)] == 0)
+        assert torch.all(torch.isfinite(leaf.grad))
+    assert torch.all(codes.fired()[list(silent)] == 0)
+
+
+def test_pre_activations_below_zero_are_cut_off() -> None:
+    encoder = torch.tensor([[1.0], [-1.0], [2.0]])
+    codes = encode_topk(torch.tensor([[1.0], [-3.0]]), encoder, torch.zeros(3), 2)
+    assert dense_of(codes, 3).tolist() == [[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]
+    assert codes.fired().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_decode_passes_gradcheck() -> None:
+    encoder, bias, decoder = leaves(0, 3, 6)
+    codes = encode_topk(draw(7, 4, 3), encoder, bias, 2)
+    values = codes.values.detach().requires_grad_()
+
+    def decoded(values: Tensor, decoder: Tensor) -> Tensor:
+        return decode(Codes(values, codes.latents, codes.order, codes.bags), decoder)
+
+    assert torch.autograd.gradcheck(decoded, (values, decoder))
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_gradients_are_the_same_bits_in_every_run() -> None:
+    x = draw(1, 512, 48).float()
+    weights = [leaf.detach().float().requires_grad_() for leaf in leaves(2, 48, 300)]
+
+    def gradients() -> tuple[Tensor, ...]:
+        codes = encode_topk(x, weights[0], weights[1], 16)
+        return torch.autograd.grad(decode(codes, weights[2]).square().sum(), weights)
+
+    first = gradients()
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))

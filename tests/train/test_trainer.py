@@ -1,0 +1,191 @@
+"""Training on data with a known answer, and what the loop counts, folds and refuses."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from saeflow.errors import SaeflowError
+from saeflow.train.architecture import Architecture
+from saeflow.train.optimizer import Schedule
+from saeflow.train.parameters import Parameters
+from saeflow.train.relu import ReLU
+from saeflow.train.topk import TopK
+from saeflow.train.trainer import Normalisation, Trainer
+
+Rows = Callable[..., Tensor]
+Normalise = Callable[[Tensor], Normalisation]
+N_STEPS, BATCH = 400, 256
+
+
+def make_trainer(
+    architecture: Architecture, normalisation: Normalisation, n_steps: int = N_STEPS, **changed: Any
+) -> Trainer:
+    start = normalisation.mean * normalisation.scale
+    schedule = Schedule(peak=3e-3, n_steps=n_steps, warm_up=n_steps // 20, decay=n_steps // 5)
+    options = {"schedule": schedule, "dead_after": 10 * BATCH, **changed}
+    parameters = Parameters.initial(start, d_sae=64, seed=0)
+    return Trainer(architecture, parameters, normalisation, **options)
+
+
+def fit(trainer: Trainer, batches: Iterator[Tensor], log_every: int = 100) -> list[dict[str, Any]]:
+    """Train; the lines of metrics.jsonl."""
+    log = io.StringIO()
+    list(trainer.fit(batches, 0, log=log, log_every=log_every))
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def fvu_of(trainer: Trainer, rows: Tensor) -> float:
+    """Of raw rows, through the folded parameters, as an evaluation sees them."""
+    p = trainer.normalisation.folded(trainer.parameters)
+    latents = trainer.architecture.activate((rows - p.b_dec) @ p.W_enc + p.b_enc)
+    error = (latents @ p.W_dec + p.b_dec - rows).square().sum()
+    return (error / (rows - rows.mean(0)).square().sum()).item()
+
+
+def l0_of(trainer: Trainer, rows: Tensor) -> float:
+    p = trainer.normalisation.folded(trainer.parameters)
+    latents = trainer.architecture.activate((rows - p.b_dec) @ p.W_enc + p.b_enc)
+    return (latents > 0).sum(1).float().mean().item()
+
+
+@pytest.mark.parametrize("architecture", [TopK(3), ReLU(1.0)], ids=["topk", "relu"])
+def test_training_explains_sparse_data(
+    sparse_rows: Rows, normalisation_of: Normalise, architecture: Architecture
+) -> None:
+    trainer = make_trainer(architecture, normalisation_of(sparse_rows(20_000)))
+    unseen = sparse_rows(2000, seed=-1)
+    untrained = fvu_of(trainer, unseen)
+    fit(trainer, (sparse_rows(BATCH, seed=2 + step) for step in range(N_STEPS)))
+    assert fvu_of(trainer, unseen) < 0.2
+    assert fvu_of(trainer, unseen) < untrained / 2
+    assert l0_of(trainer, unseen) < 20
+    torch.testing.assert_close(trainer.parameters.W_dec.norm(dim=1), torch.ones(64))
+
+
+def test_massive_rows_do_not_spoil_training(sparse_rows: Rows, normalisation_of: Normalise) -> None:
+    """Two rows of every batch are a thousand times as long as the others."""
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(20_000)))
+
+    def batches() -> Iterator[Tensor]:
+        for step in range(N_STEPS):
+            rows = sparse_rows(BATCH, seed=2 + step)
+            rows[:2] *= 1000
+            yield rows
+
+    lines = fit(trainer, batches())
+    assert fvu_of(trainer, sparse_rows(2000, seed=-1)) < 0.15
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_folded_parameters_do_on_raw_rows_what_trained_ones_do_on_normalised_rows(
+    random_parameters: Callable[..., Parameters],
+) -> None:
+    p = random_parameters(6, 20)
+    normalisation = Normalisation(mean=torch.zeros(6), scale=0.037)
+    folded = normalisation.folded(p)
+    x = torch.randn(50, 6, dtype=torch.float64)
+    raw = x / 0.037
+
+    latents = TopK(4).activate((x - p.b_dec) @ p.W_enc + p.b_enc)
+    raw_latents = TopK(4).activate((raw - folded.b_dec) @ folded.W_enc + folded.b_enc)
+    torch.testing.assert_close(raw_latents, latents / 0.037)
+    torch.testing.assert_close(
+        raw_latents @ folded.W_dec + folded.b_dec, (latents @ p.W_dec + p.b_dec) / 0.037
+    )
+
+
+def test_folding_copies(random_parameters: Callable[..., Parameters]) -> None:
+    """Training on after a fold changes nothing that was written from it."""
+    p = random_parameters(3, 4)
+    folded = Normalisation(torch.zeros(3), 2.0).folded(p)
+    before = [t.clone() for t in folded.parameters()]
+    with torch.no_grad():
+        for t in p.parameters():
+            t.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, folded.parameters(), strict=True))
+    assert not any(t.requires_grad for t in folded.parameters())
+
+
+def test_normalised_rows_lie_at_the_root_of_d_in(normalisation_of: Normalise) -> None:
+    rows = 40 * torch.randn(4000, 16) * torch.linspace(0.1, 3, 16) + 500
+    normalisation = normalisation_of(rows)
+    squares = ((rows - normalisation.mean) * normalisation.scale).square().sum(1)
+    assert squares.mean().item() == pytest.approx(16, rel=1e-4)
+
+
+def test_rows_that_do_not_vary_are_refused() -> None:
+    with pytest.raises(SaeflowError, match="rows are all equal"):
+        Normalisation.from_statistics(np.ones(4), np.zeros(4), torch.device("cpu"))
+
+
+def test_latents_are_dead_when_they_were_silent_long_enough(
+    sparse_rows: Rows, normalisation_of: Normalise
+) -> None:
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)), n_steps=15)
+    with torch.no_grad():
+        trainer.parameters.b_enc[:7] = -1e6
+    lines = fit(trainer, (sparse_rows(BATCH, seed=s) for s in range(15)), log_every=1)
+    assert [line["dead"] >= 7 for line in lines] == [False] * 9 + [True] * 6
+    assert trainer.since_fired[:7].tolist() == [15 * BATCH] * 7
+    assert trainer.since_fired.min() == 0
+
+
+def test_a_latent_that_wakes_is_not_dead_any_more(
+    sparse_rows: Rows, normalisation_of: Normalise
+) -> None:
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)))
+    with torch.no_grad():
+        trainer.parameters.b_enc[0] = -1e6
+    trainer.step(sparse_rows(BATCH), 0)
+    with torch.no_grad():
+        trainer.parameters.b_enc[0] = 1e6
+    silent = trainer.since_fired[0].item()
+    trainer.step(sparse_rows(BATCH), 1)
+    assert (silent, trainer.since_fired[0].item()) == (BATCH, 0)
+
+
+def test_lines_are_logged_every_so_often_and_at_the_end(
+    sparse_rows: Rows, normalisation_of: Normalise
+) -> None:
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)), n_steps=10)
+    lines = fit(trainer, (sparse_rows(BATCH, seed=s) for s in range(10)), log_every=4)
+    assert [line["step"] for line in lines] == [4, 8, 10]
+    assert [line["rows"] for line in lines] == [4 * BATCH, 8 * BATCH, 10 * BATCH]
+    assert [line["l0"] for line in lines] == [3, 3, 3]
+    assert [line["lr"] for line in lines] == [trainer.schedule.rate(s) for s in (3, 7, 9)]
+
+
+def test_the_logged_figures_are_of_the_last_batch(
+    sparse_rows: Rows, normalisation_of: Normalise
+) -> None:
+    """A figure that still held earlier batches would be of an SAE that is no more."""
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)), n_steps=2)
+    last = sparse_rows(BATCH, seed=9)
+    _, line = fit(trainer, iter([sparse_rows(BATCH) * 1.5, last]), log_every=1)
+    again = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)), n_steps=2)
+    again.step(sparse_rows(BATCH) * 1.5 * again.normalisation.scale, 0)
+    assert line["fvu"] == pytest.approx(fvu_of(again, last), rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    sparse_rows: Rows, normalisation_of: Normalise, bad: float
+) -> None:
+    trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(5000)), n_steps=6)
+
+    def batches() -> Iterator[Tensor]:
+        for step in range(6):
+            rows = sparse_rows(BATCH, seed=step)
+            if step == 2:
+                rows[5, 3] = bad
+            yield rows
+
+    with pytest.raises(SaeflowError, match="the loss is nan at step"):
+        fit(trainer, batches(), log_every=2)
