@@ -7,6 +7,7 @@ second apiece. The forked process can also count the operations on its store's
 files, and kill itself at any one of them.
 """
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -62,7 +63,8 @@ class Running:
         return End(**self._server.answer())
 
     def kill(self) -> End:
-        os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may just have come to its end
+            os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
 
