@@ -1,6 +1,5 @@
 """`saeflow evaluate`: splice an SAE into its source model and score it on held-out text."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from saeflow.evaluate.splice import (
 from saeflow.evaluate.text import HeldOutText, held_out_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
-from saeflow.train.folder import WEIGHTS, find_sae, load_sae
+from saeflow.train.folder import find_sae, load_sae, weights_sha256
 from saeflow.train.metrics import DeadLatents, reconstruction_metrics
 from saeflow.train.sae import SAE
 
@@ -56,6 +55,8 @@ def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> Evaluati
     sae = load_sae(folder)
     options = _resolved(config, folder)
     out = (config.out or folder) / SCORES
+    if out.parent.exists() and not out.parent.is_dir():
+        raise BadInputError(f"--out {out.parent} is a file: name a folder")
     if out.is_file() and not overwrite:
         return _earlier(out, options)
     model = source_model(config, sae)
@@ -88,8 +89,7 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
 def _resolved(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     plain = {k: v for k, v in to_plain(config).items() if k != "out"}
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return {**plain, "sae": str(folder.resolve()), "sae_weights_sha256": digest}
+    return {**plain, "sae": str(folder.resolve()), "sae_weights_sha256": weights_sha256(folder)}
 
 
 def _earlier(path: Path, options: Mapping[str, Any]) -> EvaluationResult:

@@ -18,6 +18,12 @@ from saeflow.harvest.sequences import collect
 from saeflow.harvest.store import open_store
 from saeflow.harvest.tokens import choose_packing, tokenize
 
+_CONTEXT_SIZE = 128
+"""Of an SAE that does not say on what contexts it was trained."""
+
+_HELD_OUT = 0.05
+"""The share of documents that is used where the SAE's training held none out."""
+
 
 @dataclass(frozen=True)
 class HeldOutText:
@@ -53,6 +59,7 @@ def held_out_text(
         BadInputError: there is no held-out text to be had.
     """
     store = provenance.get("store", {})
+    _refuse_training_text(config, store.get("provenance", {}))
     if config.dataset is None and store and Path(store["path"]).is_dir():
         return _from_store(Path(store["path"]), store["identity"], config.tokens)
     dataset = config.dataset or store.get("provenance", {}).get("dataset")
@@ -61,6 +68,19 @@ def held_out_text(
     if config.dataset is None:
         console.warn(f"store {store['path']} is gone: held-out documents come from {dataset}")
     return _from_dataset(dataset, config, store.get("provenance", {}), model)
+
+
+def _refuse_training_text(config: EvaluateConfig, provenance: Mapping[str, Any]) -> None:
+    """Without a held-out share, all of the store's own text was trained on."""
+    if provenance.get("held_out") != 0:
+        return
+    given = config.dataset and Path(config.dataset).expanduser()
+    resolved = str(given.resolve()) if given and given.exists() else config.dataset
+    if resolved in (None, provenance["dataset"]):
+        raise BadInputError(
+            f"SAE {config.sae} was trained on all of {provenance['dataset']} (--held-out 0): "
+            "give another --dataset, or harvest again with a --held-out share"
+        )
 
 
 def _from_store(path: Path, identity: str, tokens: int) -> HeldOutText:
@@ -83,8 +103,9 @@ def _from_store(path: Path, identity: str, tokens: int) -> HeldOutText:
 def _from_dataset(
     dataset: str, config: EvaluateConfig, provenance: Mapping[str, Any], model: SourceModel
 ) -> HeldOutText:
-    packing = choose_packing(model.tokenizer, int(provenance.get("context_size", 128)))
-    share = float(provenance.get("held_out", 0.05))
+    longest = min(_CONTEXT_SIZE, model.longest_context)
+    packing = choose_packing(model.tokenizer, int(provenance.get("context_size", longest)))
+    share = float(provenance.get("held_out") or _HELD_OUT)
     if config.dataset is None:
         split, text_field = provenance["split"], provenance["text_field"]
     else:
@@ -92,7 +113,7 @@ def _from_dataset(
     documents = open_documents(dataset, split=split, text_field=text_field)
     tokenized = tokenize(documents, model.tokenizer, separator=packing.separator, held_out=share)
     with tempfile.TemporaryDirectory() as folder:
-        streams, _ = collect(tokenized, packing, None, Path(folder))
+        streams, _ = collect(tokenized, packing, None, Path(folder), train_needed=False)
         stream = streams["heldout"]
         if stream.n_sequences == 0:
             raise BadInputError(

@@ -74,7 +74,12 @@ class _Spool:
 
 
 def collect(
-    documents: Iterable[TokenizedDocument], packing: Packing, limit: int | None, folder: Path
+    documents: Iterable[TokenizedDocument],
+    packing: Packing,
+    limit: int | None,
+    folder: Path,
+    *,
+    train_needed: bool = True,
 ) -> tuple[Mapping[str, Stream], TextCounts]:
     """Read documents into the streams of both splits, until enough sequences are full.
 
@@ -83,9 +88,10 @@ def collect(
         packing: how the streams are cut.
         limit: tokens wanted, both splits together; rounded up to whole sequences.
         folder: where the streams lie while they are needed.
+        train_needed: whether documents without a training sequence are refused.
 
     Raises:
-        BadInputError: the documents hold less than one training sequence.
+        BadInputError: the documents hold no text, or less than one training sequence.
     """
     rows = packing.rows_per_sequence
     wanted = -(-limit // rows) if limit is not None else None
@@ -110,7 +116,7 @@ def collect(
     if tokens_read == 0:
         found = f"{read} documents, all of them empty" if read else "no documents"
         raise BadInputError(f"the dataset has {found}: check --dataset, --split and --text-field")
-    if kept["train"] == 0:
+    if train_needed and kept["train"] == 0:
         raise BadInputError(
             f"the dataset has {spools['train'].length} training tokens, fewer than one sequence "
             f"of {rows}: give more text, or a smaller --context-size"

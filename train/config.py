@@ -1,5 +1,6 @@
 """The options of `saeflow train`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,13 +49,19 @@ class TrainConfig:
         for name in positive:
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
-            require(value is None or value > 0, f"{flag} is {value}: it must be more than 0")
+            require(
+                value is None or 0 < value < math.inf,
+                f"{flag} is {value}: it must be more than 0, and finite",
+            )
         require(
             (self.d_sae is None) != (self.expansion is None),
             "the width is needed once: give --d-sae or --expansion, not both",
         )
         require(self.tokens is None or self.tokens >= 0, f"--tokens is {self.tokens}: at least 0")
-        require(self.l1 is None or self.l1 >= 0, f"--l1 is {self.l1}: it must be at least 0")
+        require(
+            self.l1 is None or 0 <= self.l1 < math.inf,
+            f"--l1 is {self.l1}: it must be at least 0, and finite",
+        )
         require(
             self.l1 is None or self.arch == "relu",
             f"--l1 is for --arch relu: --arch {self.arch} has no L1 penalty",

@@ -5,6 +5,7 @@ and the mean of the training rows. Loading repeats the test, so a folder that wa
 damaged, or is read by code that computes something else, is refused.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,9 +56,8 @@ def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
     test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents)}
     if sae.mean is not None:
         test["mean"] = sae.mean
-    for name, tensors in ((WEIGHTS, weights), (SELF_TEST, test)):
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial / name)
-        _flush(partial / name)
+    _save(weights, partial / WEIGHTS)
+    _save(test, partial / SELF_TEST, {"weights_sha256": weights_sha256(partial)})
     write_json(partial / CFG, dict(sae.cfg))
     partial.rename(folder)
     sync_directory(folder.parent)
@@ -75,15 +75,17 @@ def load_sae(folder: Path | str) -> SAE:
         raise BadInputError(f"{folder} is no SAE folder: it has no {CFG}")
     try:
         cfg = json.loads((folder / CFG).read_text(encoding="utf-8"))
+        if not isinstance(cfg, dict) or not isinstance(cfg.get("metadata", {}), dict):
+            raise TypeError(f"{CFG} is not of the form that SAELens 6 writes")
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        test = load_file(folder / SELF_TEST) if (folder / SELF_TEST).is_file() else {}
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise BadInputError(f"SAE folder {folder} can't be read: {error}") from error
     _check_shapes(weights, cfg, folder)
     _check_settings(cfg, folder)
     parameters = Parameters(
         weights["W_enc"].t(), weights["b_enc"], weights["W_dec"], weights["b_dec"]
     ).requires_grad_(False)
-    test = load_file(folder / SELF_TEST) if (folder / SELF_TEST).is_file() else {}
     sae = SAE(architecture_of(cfg, str(folder)), parameters, cfg, test.get("mean"))
     if test:
         _repeat(test, sae, folder)
@@ -99,7 +101,8 @@ def find_sae(path: Path) -> Path:
     if (path / CFG).is_file():
         return path
     if not path.is_dir():
-        raise BadInputError(f"SAE folder {path} does not exist: check the path")
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise BadInputError(f"SAE folder {path} {what}: check the path")
     found = sorted(
         cfg.parent for cfg in path.glob(f"sae/*/{CFG}") if PARTIAL not in cfg.parent.name
     )
@@ -115,7 +118,7 @@ def find_sae(path: Path) -> Path:
 
 def _check_shapes(weights: Mapping[str, Tensor], cfg: Mapping[str, Any], folder: Path) -> None:
     for name, axes in _SHAPES.items():
-        expected = tuple(int(cfg.get(axis, -1)) for axis in axes)
+        expected = tuple(cfg.get(axis) for axis in axes)
         found = tuple(weights[name].shape) if name in weights else None
         if found != expected:
             raise BadInputError(
@@ -133,6 +136,13 @@ def _check_settings(cfg: Mapping[str, Any], folder: Path) -> None:
 
 
 def _repeat(test: Mapping[str, Tensor], sae: SAE, folder: Path) -> None:
+    with safe_open(folder / SELF_TEST, "pt") as file:
+        recorded = (file.metadata() or {}).get("weights_sha256")
+    if recorded is not None and recorded != weights_sha256(folder):
+        raise SaeflowError(
+            f"SAE folder {folder} fails its self-test: {WEIGHTS} is not the file that was written "
+            f"with it; if you changed it on purpose, remove {SELF_TEST}"
+        )
     found = sae(test["x"])
     error = (found - test["reconstruction"]).norm() / test["reconstruction"].norm()
     if not error <= _TOLERANCE:
@@ -142,7 +152,16 @@ def _repeat(test: Mapping[str, Tensor], sae: SAE, folder: Path) -> None:
         )
 
 
-def _flush(path: Path) -> None:
+def weights_sha256(folder: Path) -> str:
+    """What identifies an SAE's weights."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path, metadata)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

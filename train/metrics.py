@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+
+from saeflow.train.lean import Metric, MetricCollection
 
 
 class FVU(Metric):

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+INITIAL_ENCODER = 0.1
+"""The encoder's initial weights, as a multiple of the decoder's transpose."""
+
 
 class Parameters(nn.Module):
     """W_enc, b_enc, W_dec, b_dec.
@@ -31,13 +34,16 @@ class Parameters(nn.Module):
 
     @classmethod
     def initial(cls, b_dec: Float[Tensor, " d_in"], d_sae: int, seed: int) -> Self:
-        """Random unit decoder rows, the encoder their transpose, `b_dec` as given.
+        """Random unit decoder rows, the encoder a small multiple of their transpose.
 
-        The draw is on the CPU, so that a seed means the same weights on every device.
+        A full-sized transpose begins with reconstructions as long as the rows
+        themselves, in random directions, which training first has to unlearn; a
+        small one begins near `b_dec`. The draw is on the CPU, so that a seed means
+        the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         W_dec = F.normalize(torch.randn(d_sae, len(b_dec), generator=generator), dim=1)
-        return cls(W_dec.clone(), torch.zeros(d_sae), W_dec, b_dec.clone())
+        return cls(INITIAL_ENCODER * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone())
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:

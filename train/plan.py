@@ -64,6 +64,9 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
     """
     hook_point = store.hook_point(config.hook)
     d_sae = config.d_sae or round((config.expansion or 1) * hook_point.d_in)
+    require(
+        d_sae > 0, f"--expansion {config.expansion} of {hook_point.d_in} is no latent: raise it"
+    )
     architecture: Architecture
     if config.arch == "topk":
         k = config.k or DEFAULT_K

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from saeflow import console
 from saeflow.config import load_config, require, to_plain, to_toml
 from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
-from saeflow.files import write_durably
+from saeflow.files import PARTIAL, write_durably
 from saeflow.harvest.store import Store, open_store
 from saeflow.train.config import TrainConfig
 from saeflow.train.folder import load_sae, metadata, save_sae
@@ -25,6 +25,7 @@ from saeflow.train.sae import SAE
 from saeflow.train.trainer import Normalisation, Trainer
 
 _CONFIG, _METRICS = "config.toml", "metrics.jsonl"
+_ENTRIES = {_CONFIG, _CONFIG + PARTIAL, _METRICS, "sae", "checkpoints", "scores.json"}
 _SELF_TEST_ROWS = 8
 
 
@@ -83,6 +84,7 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
     store = open_store(config.store)
     plan = make_plan(config, store)
     folder = config.out / "sae" / f"{plan.hook_point.name}-{plan.architecture.name}-{plan.d_sae}"
+    device = torch.device(choose_device(config.device))
     _claim(config, overwrite=overwrite)
     if folder.is_dir():
         sae = load_sae(folder)
@@ -92,7 +94,6 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
             "name another --out, or train again with --overwrite",
         )
         return _result(sae, folder, plan, already_complete=True, waited=None)
-    device = torch.device(choose_device(config.device))
     statistics = store.statistics(plan.hook_point)
     normalisation = Normalisation.from_statistics(statistics["mean"], statistics["std"], device)
     initial = Parameters.initial(
@@ -122,7 +123,8 @@ def _claim(config: TrainConfig, *, overwrite: bool) -> None:
     """Make the run folder ours, or refuse it."""
     out = config.out
     if out.is_dir() and any(out.iterdir()):
-        if not (out / _CONFIG).is_file():
+        foreign = {entry.name for entry in out.iterdir()} - _ENTRIES
+        if foreign or not (out / _CONFIG).is_file():
             raise BadInputError(f"--out {out} holds something else: name an empty or a new folder")
         if overwrite:
             shutil.rmtree(out)
@@ -134,8 +136,10 @@ def _claim(config: TrainConfig, *, overwrite: bool) -> None:
 
 
 def _refuse_other_options(config: TrainConfig) -> None:
-    before = to_plain(load_config(TrainConfig, config.out / _CONFIG, {}))
-    now = to_plain(config)
+    before, now = (
+        to_plain(replace(options, store=options.store.resolve()))
+        for options in (load_config(TrainConfig, config.out / _CONFIG, {}), config)
+    )
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted({*before, *now} - {"out"})

@@ -52,4 +52,7 @@ class TopK:
 
 def from_cfg(cfg: Mapping[str, Any]) -> TopK:
     """The inverse of `TopK.to_cfg`."""
-    return TopK(int(cfg["k"]))
+    k = int(cfg["k"])
+    if not 0 < k <= int(cfg.get("d_sae", k)):
+        raise ValueError(f"k is {k}, but d_sae is {cfg['d_sae']}")
+    return TopK(k)

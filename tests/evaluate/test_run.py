@@ -250,7 +250,7 @@ def test_a_store_without_held_out_text_is_refused(
         store=harvest.out, out=tmp_path / "run", d_sae=40, batch_size=64, tokens=0, device="cpu"
     )
     folder = train_sae(train).folder
-    with pytest.raises(BadInputError, match="holds no held-out text"):
+    with pytest.raises(BadInputError, match="was trained on all of"):
         evaluate_sae(EvaluateConfig(sae=folder, device="cpu"))
     assert not (folder / "scores.json").exists()
 
