@@ -121,7 +121,9 @@ def _from_dataset(
                 "give more text"
             )
         chosen = _spread(stream.n_sequences, config.tokens, packing.rows_per_sequence)
-        sequences = np.concatenate([packing.sequences(stream.tokens, c, c + 1) for c in chosen])
+        sequences = np.concatenate(
+            [packing.sequences(stream.tokens, c, c + 1) for c in chosen.tolist()]
+        )
     return HeldOutText(dataset, sequences, stream.n_sequences)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,7 @@ class Objective:
     fired: Float[Tensor, " d_sae"]
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """One kind of SAE. An implementation is a frozen dataclass of its settings."""
 

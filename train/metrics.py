@@ -7,7 +7,7 @@ latent, in how many of the rows it is above zero. Sums are kept in float64.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from saeflow.train.lean import Metric, MetricCollection
@@ -98,7 +98,7 @@ class L0(Metric):
         self.add_state("active", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, x: Float[Tensor, "rows d_in"], fired: Float[Tensor, " d_sae"]) -> None:
+    def update(self, x: Float[Tensor, "rows d_in"], fired: Num[Tensor, " d_sae"]) -> None:
         """Add rows."""
         self.active += fired.double().sum()
         self.rows += len(x)
@@ -118,11 +118,11 @@ class DeadLatents(Metric):
         super().__init__(**kwargs)
         self.add_state("fired", torch.zeros(d_sae, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, fired: Float[Tensor, " d_sae"]) -> None:
+    def update(self, fired: Num[Tensor, " d_sae"]) -> None:
         """Add rows."""
         self.fired += fired.double()
 
-    def compute(self) -> Float[Tensor, ""]:
+    def compute(self) -> Int[Tensor, ""]:
         """The count."""
         return torch.sum(self.fired == 0)
 

@@ -1,7 +1,5 @@
 """The four tensors of an SAE, named as the field names them, laid out for speed."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,8 +30,8 @@ class Parameters(nn.Module):
         self.W_dec = nn.Parameter(W_dec.contiguous())
         self.b_dec = nn.Parameter(b_dec)
 
-    @classmethod
-    def initial(cls, b_dec: Float[Tensor, " d_in"], d_sae: int, seed: int) -> Self:
+    @staticmethod
+    def initial(b_dec: Float[Tensor, " d_in"], d_sae: int, seed: int) -> "Parameters":
         """Random unit decoder rows, the encoder a small multiple of their transpose.
 
         A full-sized transpose begins with reconstructions as long as the rows
@@ -43,7 +41,7 @@ class Parameters(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         W_dec = F.normalize(torch.randn(d_sae, len(b_dec), generator=generator), dim=1)
-        return cls(INITIAL_ENCODER * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone())
+        return Parameters(INITIAL_ENCODER * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone())
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:

@@ -1,5 +1,6 @@
 """`saeflow train`: rows of a store, in a shuffled stream, into a sparse autoencoder."""
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -161,8 +162,10 @@ def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader)
     ):
         note = ""
         batches = loader.batches(0, plan.n_steps)
-        for line in trainer.fit(batches, 0, log=log, log_every=config.log_every):
+        for line in trainer.fit(batches, 0, log_every=config.log_every):
             if line is not None:
+                log.write(json.dumps(line) + "\n")
+                log.flush()
                 note = f"FVU {line['row_fvu']:.3f}, L0 {line['l0']:.1f}, dead {line['dead']}"
             meter.advance(plan.batch_size, note)
     return loader.waited / (time.perf_counter() - started) if plan.n_steps else None

@@ -6,11 +6,10 @@ is many times the others', count with a weight that bounds what one row can do;
 they neither set the scale nor throw the optimizer off.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -100,19 +99,15 @@ class Trainer:
         batches: Iterator[Float[Tensor, "batch d_in"]],
         first_step: int,
         *,
-        log: IO[str],
         log_every: int,
     ) -> Iterator[dict[str, Any] | None]:
-        """Train on batches; yields after each step, with the line logged or None."""
+        """Train on batches; yields after each step what is to be logged, or None."""
         for step, rows in enumerate(batches, first_step):
             x = rows * self.normalisation.scale
             objective = self.step(x, step)
             last = step + 1 == self.schedule.n_steps
             if (step + 1) % log_every == 0 or last:
-                line = self._describe(step, len(rows), x, objective)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                yield line
+                yield self._describe(step, len(rows), x, objective)
             else:
                 yield None
 

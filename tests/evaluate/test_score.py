@@ -12,7 +12,7 @@ from saeflow.evaluate.score import ReconstructionScore
 
 
 def losses(*values: float) -> torch.Tensor:
-    return torch.tensor(values)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def test_by_hand() -> None:
