@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INITIAL_ENCODER = 0.1
+INITIAL_ENCODER = 0.3
 """The encoder's initial weights, as a multiple of the decoder's transpose."""
 
 
