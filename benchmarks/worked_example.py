@@ -30,10 +30,31 @@ def main() -> None:
     model, text, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     hook_point, store, trained = "blocks.15.hook_resid_post", f"{out}/store", f"{out}/run"
     stages = {
-        "harvest": ["--model", model, "--dataset", text, "--hook", hook_point]
-        + ["--tokens", "320000", "--out", store],
-        "train": [store, "--out", trained, "--arch", "topk", "--d-sae", "4608"]
-        + ["--k", "32", "--tokens", "1000000"],
+        "harvest": [
+            "--model",
+            model,
+            "--dataset",
+            text,
+            "--hook",
+            hook_point,
+            "--tokens",
+            "320000",
+            "--out",
+            store,
+        ],
+        "train": [
+            store,
+            "--out",
+            trained,
+            "--arch",
+            "topk",
+            "--d-sae",
+            "4608",
+            "--k",
+            "32",
+            "--tokens",
+            "1000000",
+        ],
         "evaluate": [trained, "--tokens", "16384"],
     }
     taken = {name: run(name, *arguments) for name, arguments in stages.items()}
