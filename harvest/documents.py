@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saeflow.errors import BadInputError
+from saeflow.errors import BadInputError, one_line
 from saeflow.harvest import builtin
 
 TOKEN_FIELD = "input_ids"  # noqa: S105  # no password
@@ -69,7 +69,7 @@ def _documents(
             row = next(rows, None)
         except Exception as error:  # each file format has errors of its own
             raise BadInputError(
-                f"dataset {dataset} can't be read from document {index + 1} on: {_one_line(error)}"
+                f"dataset {dataset} can't be read from document {index + 1} on: {one_line(error)}"
             ) from error
         if row is None:
             return
@@ -124,7 +124,7 @@ def _open_rows(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
     except BadInputError:
         raise
     except Exception as error:  # the hub, the network, or the files' own errors
-        raise BadInputError(f"dataset {dataset} can't be opened: {_one_line(error)}") from error
+        raise BadInputError(f"dataset {dataset} can't be opened: {one_line(error)}") from error
 
 
 def _open_files(path: Path, load_dataset: Any) -> Any:
@@ -148,7 +148,3 @@ def _open_files(path: Path, load_dataset: Any) -> Any:
 
 def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in _BUILDERS
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saeflow import console
-from saeflow.errors import BadInputError
+from saeflow.errors import BadInputError, one_line
 from saeflow.harvest import builtin
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def load_model(spec: ModelSpec) -> SourceModel:
             str(folder), hf_model=model, device=spec.device, dtype=dtype, **options
         )
     except Exception as error:  # transformers, tokenizers and the adapters each raise their own
-        raise BadInputError(f"model {spec.name} can't be loaded: {_one_line(error)}") from error
+        raise BadInputError(f"model {spec.name} can't be loaded: {one_line(error)}") from error
     bridge.requires_grad_(False)
     _check_logits(_logits(bridge, spec.device), expected, spec)
     if spec.compatibility_mode:
@@ -187,9 +187,5 @@ def _download(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's, the network's and the cache's own errors
         raise BadInputError(
-            f"model {name} is neither a folder here nor to be had from the hub: {_one_line(error)}"
+            f"model {name} is neither a folder here nor to be had from the hub: {one_line(error)}"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

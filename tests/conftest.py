@@ -128,16 +128,27 @@ class Outcome:
     out: str
     err: str
 
+    def refusal(self) -> str:
+        """The one line of a refusal, after a check that it is one."""
+        assert self.code == 2, self
+        lines = self.err.splitlines()
+        assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], self.err
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        return lines[-1]
+
 
 @pytest.fixture
 def run_cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Outcome]]:
-    """Call `saeflow ARGS...` in this process: `run_cli("harvest", "--model", folder).code`."""
+    """Call `saeflow COMMAND FLAGS... ARGS...` here: `run_cli("train", store, d_sae=64).code`."""
     from saeflow.cli import main
 
-    def run(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, args)])
+    def run(command: str, *args: object, **flags: object) -> Outcome:
+        given = [(f"--{k.replace('_', '-')}", v) for k, v in flags.items() if v is not None]
+        words = [command, *(word for flag in given for word in flag), *args]
+        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, words)])
         capsys.readouterr()
         try:
             main()

@@ -38,20 +38,9 @@ def evaluate(run_cli: Run, sae: Path) -> Run:
 
     def run(*more: object, sae: object = sae, **flags: object) -> Any:
         given = {"tokens": 320, "device": "cpu", **flags}
-        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in given.items() if v is not None]
-        return run_cli("evaluate", sae, *(part for pair in pairs for part in pair), *more)
+        return run_cli("evaluate", sae, *more, **given)
 
     return run
-
-
-def refusal(outcome: Any) -> str:
-    """The one line of a refusal, after a check that it is one."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.splitlines()
-    assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    return str(lines[-1])
 
 
 def change_cfg(sae: Path, **changed: Any) -> None:
@@ -124,20 +113,22 @@ def test_text_and_model_may_be_named(evaluate: Run, tiny_model: Path, tiny_text:
 
 
 def test_a_missing_sae_folder(evaluate: Run) -> None:
-    line = refusal(evaluate(sae="/no/such/sae"))
+    line = evaluate(sae="/no/such/sae").refusal()
     assert line == "saeflow: SAE folder /no/such/sae does not exist: check the path"
 
 
 def test_a_folder_without_an_sae(evaluate: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no SAE: give an SAE folder, or a run" in refusal(evaluate(sae=tmp_path / "empty"))
+    assert (
+        "holds no SAE: give an SAE folder, or a run" in evaluate(sae=tmp_path / "empty").refusal()
+    )
 
 
 def test_a_run_that_was_not_finished(evaluate: Run, tmp_path: Path) -> None:
     unfinished = tmp_path / "run" / "sae" / "one.partial"
     unfinished.mkdir(parents=True)
     (unfinished / "cfg.json").write_text("{}")
-    assert "holds no SAE" in refusal(evaluate(sae=tmp_path / "run"))
+    assert "holds no SAE" in evaluate(sae=tmp_path / "run").refusal()
 
 
 def test_an_sae_of_another_width_than_the_models(
@@ -147,7 +138,7 @@ def test_an_sae_of_another_width_than_the_models(
     config = LlamaConfig.from_pretrained(str(tiny_model))
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wider)
-    line = refusal(evaluate(model=wider))
+    line = evaluate(model=wider).refusal()
     assert f"has d_in 32, but {HOOK} of {wider} has 64" in line
     assert "evaluate it on the model that it was trained on" in line
     assert not (sae / "scores.json").exists()
@@ -159,19 +150,19 @@ def test_a_model_that_is_not_there(evaluate: Run, sae: Path, tmp_path: Path, wha
     if what == "without weights":
         folder.mkdir()
         (folder / "config.json").write_text("{}")
-    line = refusal(evaluate(model=folder))
+    line = evaluate(model=folder).refusal()
     assert f"model folder {folder} " in line
     assert not (sae / "scores.json").exists()
 
 
 def test_a_dataset_that_is_not_there(evaluate: Run, sae: Path) -> None:
-    line = refusal(evaluate(dataset="/no/such/text.jsonl"))
+    line = evaluate(dataset="/no/such/text.jsonl").refusal()
     assert line == "saeflow: dataset /no/such/text.jsonl does not exist: check the path"
     assert not (sae / "scores.json").exists()
 
 
 def test_a_dataset_without_the_text_field(evaluate: Run, tiny_text: Path) -> None:
-    line = refusal(evaluate(dataset=tiny_text, text_field="content"))
+    line = evaluate(dataset=tiny_text, text_field="content").refusal()
     assert "has no field 'content': name one of its fields (text) with --text-field" in line
 
 
@@ -180,7 +171,7 @@ def test_a_dataset_with_nothing_to_evaluate_on(
     evaluate: Run, sae: Path, tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "text.jsonl").write_text(content)
-    line = refusal(evaluate(dataset=tmp_path / "text.jsonl"))
+    line = evaluate(dataset=tmp_path / "text.jsonl").refusal()
     assert "dataset" in line
     assert "--context-size" not in line  # `saeflow evaluate` has no such option
     assert not (sae / "scores.json").exists()
@@ -198,23 +189,23 @@ def test_weights_that_were_damaged(evaluate: Run, sae: Path) -> None:
 
 def test_an_architecture_that_saeflow_does_not_know(evaluate: Run, sae: Path) -> None:
     change_cfg(sae, architecture="gated")
-    assert "holds an SAE of architecture gated: known are topk" in refusal(evaluate())
+    assert "holds an SAE of architecture gated: known are topk" in evaluate().refusal()
 
 
 def test_an_sae_that_does_not_say_its_model(evaluate: Run, sae: Path) -> None:
     change_cfg(sae, metadata={"hook_name": HOOK})
-    assert "does not say its source model: give --model" in refusal(evaluate())
+    assert "does not say its source model: give --model" in evaluate().refusal()
 
 
 @pytest.mark.parametrize("metadata", [None, []])
 def test_metadata_that_is_none(evaluate: Run, sae: Path, metadata: Any) -> None:
     change_cfg(sae, metadata=metadata)
-    assert str(sae) in refusal(evaluate())
+    assert str(sae) in evaluate().refusal()
 
 
 def test_other_options_are_refused_by_name(evaluate: Run) -> None:
     evaluate()
-    line = refusal(evaluate(tokens=160, batch_size=3))
+    line = evaluate(tokens=160, batch_size=3).refusal()
     assert "tokens: 320 there, 160 now" in line
     assert "batch_size: 16 there, 3 now" in line
     assert "--overwrite" in line
@@ -224,11 +215,11 @@ def test_other_options_are_refused_by_name(evaluate: Run) -> None:
     ("flag", "value"), [("tokens", 0), ("tokens", -5), ("batch_size", 0), ("device", "gpu")]
 )
 def test_a_value_that_makes_no_sense(evaluate: Run, sae: Path, flag: str, value: object) -> None:
-    assert f"--{flag.replace('_', '-')} " in refusal(evaluate(**{flag: value}))
+    assert f"--{flag.replace('_', '-')} " in evaluate(**{flag: value}).refusal()
     assert not (sae / "scores.json").exists()
 
 
 def test_out_is_a_file(evaluate: Run, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("x")
-    assert f"--out {tmp_path / 'scores'} is a file" in refusal(evaluate(out=tmp_path / "scores"))
+    assert f"--out {tmp_path / 'scores'} is a file" in evaluate(out=tmp_path / "scores").refusal()
     assert (tmp_path / "scores").read_text() == "x"

@@ -34,20 +34,9 @@ def harvest(run_cli: Run, tiny_model: Path, tiny_text: Path, tmp_path: Path) -> 
             "device": "cpu",
             **flags,
         }
-        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in given.items() if v is not None]
-        return run_cli("harvest", *(part for pair in pairs for part in pair), *more)
+        return run_cli("harvest", *more, **given)
 
     return run
-
-
-def refusal(outcome: Any) -> str:
-    """The one line of a refusal, after a check that it is one."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.splitlines()
-    assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    return str(lines[-1])
 
 
 def assert_no_result(out: Path) -> None:
@@ -130,7 +119,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(harvest: Run, tmp_pa
 
 def test_overwrite_replaces_a_store(harvest: Run, tmp_path: Path) -> None:
     harvest()
-    assert "seed: 0 there, 1 now" in refusal(harvest(seed=1))
+    assert "seed: 0 there, 1 now" in harvest(seed=1).refusal()
     assert harvest("--overwrite", seed=1).code == 0
     assert open_store(tmp_path / "store").layout.seed == 1
 
@@ -143,7 +132,7 @@ def test_a_held_out_share_of_nothing(harvest: Run) -> None:
 
 
 def test_a_missing_model_folder(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(model="/no/such/model"))
+    line = harvest(model="/no/such/model").refusal()
     assert line == "saeflow: model folder /no/such/model does not exist: check the path"
     assert not (tmp_path / "store").exists()
 
@@ -151,7 +140,7 @@ def test_a_missing_model_folder(harvest: Run, tmp_path: Path) -> None:
 def test_a_model_folder_without_weights(harvest: Run, tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    assert f"model folder {folder} has no weights" in refusal(harvest(model=folder))
+    assert f"model folder {folder} has no weights" in harvest(model=folder).refusal()
     assert not (tmp_path / "store").exists()
 
 
@@ -159,7 +148,7 @@ def test_damaged_weights(harvest: Run, tiny_model: Path, tmp_path: Path) -> None
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert f"model {folder} can't be loaded: " in refusal(harvest(model=folder))
+    assert f"model {folder} can't be loaded: " in harvest(model=folder).refusal()
     assert not (tmp_path / "store").exists()
 
 
@@ -172,7 +161,7 @@ def test_weights_that_are_not_the_models(harvest: Run, tiny_model: Path, tmp_pat
     kept = {name: w for name, w in weights.items() if "layers.0.mlp" not in name}
     assert len(kept) < len(weights)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "layers.0.mlp" in refusal(harvest(model=folder))
+    assert "layers.0.mlp" in harvest(model=folder).refusal()
 
 
 @pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",)], ids=["none", "config only"])
@@ -183,7 +172,7 @@ def test_a_model_without_a_tokenizer(
     for file in folder.glob("tokenizer*"):
         if file.name not in kept:
             file.unlink()
-    assert f"model {folder} can't be loaded: " in refusal(harvest(model=folder))
+    assert f"model {folder} can't be loaded: " in harvest(model=folder).refusal()
     assert not (tmp_path / "store").exists()
 
 
@@ -196,13 +185,13 @@ def test_a_tokenizer_with_neither_bos_nor_eos(
     file.write_text(
         json.dumps({k: v for k, v in config.items() if k not in ("bos_token", "eos_token")})
     )
-    line = refusal(harvest(model=folder))
+    line = harvest(model=folder).refusal()
     assert f"the tokenizer of {folder} has neither a BOS nor an end-of-text token: set bos" in line
     assert not (tmp_path / "store").exists()
 
 
 def test_an_unknown_hook_point(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(hook="blocks.0.hook_residual_post"))
+    line = harvest(hook="blocks.0.hook_residual_post").refusal()
     assert "hook point blocks.0.hook_residual_post does not exist in " in line
     assert "near ones are " in line
     assert HOOK in line.split("near ones are ")[1]
@@ -210,11 +199,11 @@ def test_an_unknown_hook_point(harvest: Run, tmp_path: Path) -> None:
 
 
 def test_a_hook_point_without_one_vector_a_token(harvest: Run) -> None:
-    assert "one vector a token" in refusal(harvest(hook="blocks.0.attn.hook_pattern"))
+    assert "one vector a token" in harvest(hook="blocks.0.attn.hook_pattern").refusal()
 
 
 def test_a_context_longer_than_the_model_takes(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(context_size=65))
+    line = harvest(context_size=65).refusal()
     assert "--context-size 65 is more than model " in line
     assert line.endswith("at most 64")
     assert not (tmp_path / "store").exists()
@@ -222,7 +211,7 @@ def test_a_context_longer_than_the_model_takes(harvest: Run, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there(harvest: Run, device: str) -> None:
-    assert f"--device {device}" in refusal(harvest(device=device))
+    assert f"--device {device}" in harvest(device=device).refusal()
 
 
 # Activations that can't be stored.
@@ -250,9 +239,9 @@ def test_an_overflow_names_hook_document_and_position(
     harvest: Run, poisoned: Callable[[float], tuple[Path, Path]], tmp_path: Path, hook: str
 ) -> None:
     model, text = poisoned(1e6)
-    line = refusal(
-        harvest(model=model, dataset=text, hook=hook, dtype="float16", held_out=0, tokens=None)
-    )
+    line = harvest(
+        model=model, dataset=text, hook=hook, dtype="float16", held_out=0, tokens=None
+    ).refusal()
     assert f"overflows float16 at {hook}, document 7, sequence " in line
     assert "an activation of 1e+06 " in line
     assert line.endswith(": harvest with --dtype float32 --overwrite")
@@ -264,7 +253,7 @@ def test_an_overflow_is_mended_by_what_the_message_says(
 ) -> None:
     model, text = poisoned(1e6)
     options = {"model": model, "dataset": text, "held_out": 0, "tokens": None}
-    refusal(harvest(dtype="float16", **options))
+    harvest(dtype="float16", **options).refusal()
     assert harvest("--overwrite", dtype="float32", **options).code == 0
 
 
@@ -272,7 +261,7 @@ def test_an_overflow_of_bfloat16(
     harvest: Run, poisoned: Callable[[float], tuple[Path, Path]]
 ) -> None:
     model, text = poisoned(3.4e38)
-    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    line = harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None).refusal()
     assert "overflows bfloat16 at hook_embed, document 7, " in line
 
 
@@ -284,7 +273,7 @@ def test_a_nan_names_hook_document_and_position(
     value: float,
 ) -> None:
     model, text = poisoned(value)
-    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    line = harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None).refusal()
     assert "gives NaN or infinity at hook_embed, document 7, sequence " in line
     assert ", position " in line
     assert "check its weights" in line
@@ -295,7 +284,7 @@ def test_the_position_of_a_nan_is_the_tokens(
     harvest: Run, poisoned: Callable[[float], tuple[Path, Path]], tmp_path: Path, tiny_model: Path
 ) -> None:
     model, text = poisoned(float("nan"))
-    line = refusal(harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None))
+    line = harvest(model=model, dataset=text, hook="hook_embed", held_out=0, tokens=None).refusal()
     token = AutoTokenizer.from_pretrained(str(tiny_model))("§")["input_ids"][-1]
     sequences = np.asarray(zarr.open_array(tmp_path / "store/sequences/token", mode="r")[:])
     sequence, position = np.argwhere(sequences == token)[0]
@@ -307,7 +296,7 @@ def test_the_position_of_a_nan_is_the_tokens(
 
 def test_a_dataset_without_the_text_field(harvest: Run, tmp_path: Path) -> None:
     text = dataset(tmp_path / "a.jsonl", "the store", field="body")
-    line = refusal(harvest(dataset=text))
+    line = harvest(dataset=text).refusal()
     assert f"dataset {text} has no field 'text'" in line
     assert "(body) with --text-field" in line
     assert not (tmp_path / "store").exists()
@@ -317,7 +306,7 @@ def test_a_dataset_without_the_text_field(harvest: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 def test_an_empty_dataset(harvest: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
-    line = refusal(harvest(dataset=tmp_path / name))
+    line = harvest(dataset=tmp_path / name).refusal()
     assert "no documents: check --dataset" in line
     assert not (tmp_path / "store").exists()
 
@@ -326,18 +315,18 @@ def test_an_empty_parquet_file(harvest: Run, tmp_path: Path) -> None:
     from datasets import Dataset
 
     Dataset.from_dict({"text": [""]}).select([]).to_parquet(tmp_path / "a.parquet")
-    line = refusal(harvest(dataset=tmp_path / "a.parquet"))
+    line = harvest(dataset=tmp_path / "a.parquet").refusal()
     assert "no documents: check --dataset, --split and --text-field" in line
 
 
 def test_only_empty_documents(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "", None, " \n ")))
+    line = harvest(dataset=dataset(tmp_path / "a.jsonl", "", None, " \n ")).refusal()
     assert "3 documents, all of them empty: check --dataset" in line
     assert not (tmp_path / "store").exists()
 
 
 def test_a_missing_dataset(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(dataset=tmp_path / "none.jsonl"))
+    line = harvest(dataset=tmp_path / "none.jsonl").refusal()
     assert "none.jsonl does not exist: check the path" in line
     assert not (tmp_path / "store").exists()
 
@@ -345,7 +334,7 @@ def test_a_missing_dataset(harvest: Run, tmp_path: Path) -> None:
 def test_a_line_that_is_not_json(harvest: Run, tmp_path: Path) -> None:
     text = tmp_path / "a.jsonl"
     text.write_text('{"text": "a"}\n{"text": \n')
-    assert f"dataset {text} can't be " in refusal(harvest(dataset=text))
+    assert f"dataset {text} can't be " in harvest(dataset=text).refusal()
     assert not (tmp_path / "store").exists()
 
 
@@ -354,20 +343,20 @@ def test_token_ids_that_the_model_does_not_have(harvest: Run, tmp_path: Path) ->
 
     rows = [[5] * 100, [5, 300, 7] * 30]
     Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "tokens")
-    line = refusal(harvest(dataset=tmp_path / "tokens", held_out=0, tokens=None))
+    line = harvest(dataset=tmp_path / "tokens", held_out=0, tokens=None).refusal()
     assert "document 1" in line
     assert "300" in line
     assert_no_result(tmp_path / "store")
 
 
 def test_fewer_tokens_than_one_sequence(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "the"), held_out=0))
+    line = harvest(dataset=dataset(tmp_path / "a.jsonl", "the"), held_out=0).refusal()
     assert "training tokens, fewer than one sequence of 16: give more text, or a smaller" in line
     assert not (tmp_path / "store").exists()
 
 
 def test_fewer_tokens_than_one_shard(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest(shard_rows=4096, held_out=0))
+    line = harvest(shard_rows=4096, held_out=0).refusal()
     assert "800 training rows, fewer than one shard of --shard-rows 4096: give more text" in line
     assert not (tmp_path / "store").exists()
 
@@ -377,26 +366,26 @@ def test_fewer_tokens_than_one_shard(harvest: Run, tmp_path: Path) -> None:
 
 def test_out_is_a_file(harvest: Run, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("precious")
-    assert "store is a file: name a folder" in refusal(harvest())
+    assert "store is a file: name a folder" in harvest().refusal()
     assert (tmp_path / "store").read_text() == "precious"
 
 
 def test_out_is_below_a_file(harvest: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
-    assert "--out" in refusal(harvest(out=tmp_path / "file/store"))
+    assert "--out" in harvest(out=tmp_path / "file/store").refusal()
 
 
 def test_out_holds_something_else(harvest: Run, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store/thesis.tex").write_text("precious")
-    line = refusal(harvest("--overwrite"))
+    line = harvest("--overwrite").refusal()
     assert "holds something else (thesis.tex): name an empty or a new folder" in line
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["thesis.tex"]
 
 
 def test_out_holds_another_zarr_group(harvest: Run, tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "store", attributes={"mine": 1})
-    assert "holds something else (zarr.json)" in refusal(harvest("--overwrite"))
+    assert "holds something else (zarr.json)" in harvest("--overwrite").refusal()
 
 
 def test_out_is_an_empty_folder(harvest: Run, tmp_path: Path) -> None:
@@ -406,7 +395,7 @@ def test_out_is_an_empty_folder(harvest: Run, tmp_path: Path) -> None:
 
 def test_out_is_an_empty_folder_and_the_dataset_is_empty(harvest: Run, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    refusal(harvest(dataset=dataset(tmp_path / "a.jsonl", "")))
+    harvest(dataset=dataset(tmp_path / "a.jsonl", "")).refusal()
     assert_no_result(tmp_path / "store")
     assert harvest().code == 0
 
@@ -415,7 +404,7 @@ def test_out_holds_a_store_of_a_newer_format(harvest: Run, tmp_path: Path) -> No
     harvest()
     root = tmp_path / "store/zarr.json"
     root.write_text(root.read_text().replace('"format": 1', '"format": 2'))
-    assert "is of format 2, newer than this saeflow reads (1): upgrade" in refusal(harvest())
+    assert "is of format 2, newer than this saeflow reads (1): upgrade" in harvest().refusal()
 
 
 # The options.
@@ -435,11 +424,11 @@ def test_out_holds_a_store_of_a_newer_format(harvest: Run, tmp_path: Path) -> No
     ],
 )
 def test_an_option_without_sense(harvest: Run, flags: dict[str, object], told: str) -> None:
-    assert told in refusal(harvest(**flags))
+    assert told in harvest(**flags).refusal()
 
 
 def test_a_hook_point_named_twice(harvest: Run) -> None:
-    assert f"--hook names {HOOK} twice" in refusal(harvest("--hook", HOOK))
+    assert f"--hook names {HOOK} twice" in harvest("--hook", HOOK).refusal()
 
 
 @pytest.mark.parametrize(
@@ -466,11 +455,11 @@ def test_wrong_usage_leaves_with_code_2(harvest: Run, more: list[str]) -> None:
 def test_a_bad_config_file(harvest: Run, tmp_path: Path, content: str, told: str) -> None:
     file = tmp_path / "saeflow.toml"
     file.write_text(content)
-    line = refusal(harvest("--config", file, hook=None if "hook" in content else HOOK))
+    line = harvest("--config", file, hook=None if "hook" in content else HOOK).refusal()
     assert told in line
     assert str(file) in line or told.startswith("--")
 
 
 def test_a_missing_config_file(harvest: Run, tmp_path: Path) -> None:
-    line = refusal(harvest("--config", tmp_path / "none.toml"))
+    line = harvest("--config", tmp_path / "none.toml").refusal()
     assert "none.toml can't be read: No such file" in line

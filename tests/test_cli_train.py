@@ -30,20 +30,9 @@ def train(run_cli: Run, tiny_store: Path, tmp_path: Path) -> Run:
             "device": "cpu",
             **flags,
         }
-        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in given.items() if v is not None]
-        return run_cli("train", store, *(part for pair in pairs for part in pair), *more)
+        return run_cli("train", store, *more, **given)
 
     return run
-
-
-def refusal(outcome: Any) -> str:
-    """The one line of a refusal, after a check that it is one."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.splitlines()
-    assert [line for line in lines if line.startswith("saeflow:")] == lines[-1:], outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    return str(lines[-1])
 
 
 def assert_no_result(run: Path) -> None:
@@ -150,7 +139,7 @@ def test_the_only_hook_point_needs_no_name(
 
 
 def test_a_missing_store(train: Run, tmp_path: Path) -> None:
-    line = refusal(train(store="/no/such/store"))
+    line = train(store="/no/such/store").refusal()
     assert line.startswith("saeflow: store /no/such/store does not exist: check the path")
     assert not (tmp_path / "run").exists()
 
@@ -168,36 +157,36 @@ def test_what_is_not_a_store(train: Run, tmp_path: Path, content: str) -> None:
         path.mkdir()
         if content == "other files":
             (path / "zarr.json").write_text("{")
-    assert f"{path} " in refusal(train(store=path))
+    assert f"{path} " in train(store=path).refusal()
     assert not (tmp_path / "run").exists()
 
 
 def test_an_incomplete_store(train: Run, changed_store: Run, tmp_path: Path) -> None:
-    line = refusal(train(store=changed_store(state="writing")))
+    line = train(store=changed_store(state="writing")).refusal()
     assert "is incomplete (" in line
     assert "run the same saeflow harvest again" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_a_store_of_a_newer_format(train: Run, changed_store: Run, tmp_path: Path) -> None:
-    line = refusal(train(store=changed_store(format=2)))
+    line = train(store=changed_store(format=2)).refusal()
     assert "is of format 2, newer than this saeflow reads (1): upgrade saeflow" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_a_store_with_a_layout_that_means_nothing(train: Run, changed_store: Run) -> None:
-    assert "unreadable attributes" in refusal(train(store=changed_store(layout={"dtype": "int3"})))
+    assert "unreadable attributes" in train(store=changed_store(layout={"dtype": "int3"})).refusal()
 
 
 def test_a_hook_point_that_the_store_does_not_hold(train: Run, tmp_path: Path) -> None:
-    line = refusal(train(hook="blocks.1.hook_resid_post"))
+    line = train(hook="blocks.1.hook_resid_post").refusal()
     assert "does not hold hook point blocks.1.hook_resid_post" in line
     assert f"it holds {HOOK}, blocks.1.attn.hook_z" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_several_hook_points_and_none_named(train: Run) -> None:
-    line = refusal(train(hook=None))
+    line = train(hook=None).refusal()
     assert f"holds several hook points: choose with --hook from {HOOK}," in line
 
 
@@ -225,7 +214,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("why", CONTRADICTIONS)
 def test_options_that_contradict_each_other(train: Run, tmp_path: Path, why: str) -> None:
     flags, message = CONTRADICTIONS[why]
-    assert message in refusal(train(**flags))
+    assert message in train(**flags).refusal()
     assert not (tmp_path / "run").exists()
 
 
@@ -249,7 +238,7 @@ def test_options_that_contradict_each_other(train: Run, tmp_path: Path, why: str
     ],
 )
 def test_a_value_that_makes_no_sense(train: Run, tmp_path: Path, flag: str, value: object) -> None:
-    assert f"--{flag.replace('_', '-')} " in refusal(train(**{flag: value}))
+    assert f"--{flag.replace('_', '-')} " in train(**{flag: value}).refusal()
     assert not (tmp_path / "run").exists()
 
 
@@ -257,12 +246,12 @@ def test_a_value_that_makes_no_sense(train: Run, tmp_path: Path, flag: str, valu
 @pytest.mark.parametrize("arch", ["topk", "relu"])
 def test_an_expansion_that_makes_no_sense(train: Run, expansion: str, arch: str) -> None:
     outcome = train(d_sae=None, expansion=expansion, arch=arch, k=4 if arch == "topk" else None)
-    assert "--expansion" in refusal(outcome)
+    assert "--expansion" in outcome.refusal()
 
 
 @pytest.mark.parametrize("l1", ["-1", "nan", "inf"])
 def test_a_penalty_that_makes_no_sense(train: Run, l1: str) -> None:
-    assert "--l1" in refusal(train(arch="relu", k=None, l1=l1))
+    assert "--l1" in train(arch="relu", k=None, l1=l1).refusal()
 
 
 @pytest.mark.parametrize("flags", [{"arch": "gated"}, {"d_sae": "wide"}, {"no_such": 1}])
@@ -287,13 +276,13 @@ def test_a_bad_config_file(train: Run, tmp_path: Path, content: str | None, mess
     file = tmp_path / "saeflow.toml"
     if content is not None:
         file.write_text(content)
-    line = refusal(train("--config", file))
+    line = train("--config", file).refusal()
     assert message in line
     assert str(file) in line
 
 
 def test_no_out(train: Run) -> None:
-    assert refusal(train(out=None)).startswith("saeflow: --out is needed")
+    assert train(out=None).refusal().startswith("saeflow: --out is needed")
 
 
 # What is at --out.
@@ -303,25 +292,25 @@ def test_out_holds_something_else(train: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     for more in ([], ["--overwrite"]):
-        line = refusal(train(*more))
+        line = train(*more).refusal()
         assert f"--out {tmp_path / 'run'} holds something else: name an empty or a new" in line
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_out_is_a_file(train: Run, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
-    assert f"--out {tmp_path / 'run'} is a file: name a folder" in refusal(train())
+    assert f"--out {tmp_path / 'run'} is a file: name a folder" in train().refusal()
     assert (tmp_path / "run").read_text() == "x"
 
 
 def test_out_is_the_store(train: Run, tiny_store: Path) -> None:
-    assert "holds something else" in refusal(train("--overwrite", out=tiny_store))
+    assert "holds something else" in train("--overwrite", out=tiny_store).refusal()
     assert (tiny_store / "zarr.json").is_file()
 
 
 def test_other_options_are_refused_by_name(train: Run, tmp_path: Path) -> None:
     train()
-    line = refusal(train(seed=3, k=None))
+    line = train(seed=3, k=None).refusal()
     assert "seed: 0 there, 3 now" in line
     assert "k: 4 there, None now" in line
     assert "--overwrite" in line

@@ -16,3 +16,8 @@ class BadInputError(SaeflowError):
     """What the user gave (an option, a file, a model, a store) can't be used: exit code 2."""
 
     exit_code = 2
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error, for a message of ours: its type and text on one line, cut short."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
