@@ -95,25 +95,17 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
             "name another --out, or train again with --overwrite",
         )
         return _result(sae, folder, plan, already_complete=True, waited=None)
-    statistics = store.statistics(plan.hook_point)
-    normalisation = Normalisation.from_statistics(statistics["mean"], statistics["std"], device)
-    initial = Parameters.initial(
-        normalisation.mean.cpu() * normalisation.scale, plan.d_sae, config.seed
-    )
-    trainer = Trainer(
-        plan.architecture, initial.to(device), normalisation, plan.schedule, config.dead_after
-    )
+    trainer = _make_trainer(config, plan, store, device)
     order = choose_order(
         store.layout, store.train, plan.hook_point, batch_size=config.batch_size, seed=config.seed
     )
     loader = Loader(store, plan.hook_point, order, config.batch_size, device)
     waited = _fit(config, plan, trainer, loader)
-    cfg = _cfg(config, plan, store, trainer)
     sae = SAE(
         plan.architecture,
-        normalisation.folded(trainer.parameters).cpu(),
-        cfg,
-        normalisation.mean.cpu(),
+        trainer.normalisation.folded(trainer.parameters).cpu(),
+        _cfg(config, plan, store, trainer),
+        trainer.normalisation.mean.cpu(),
     )
     rows = store.rows(plan.hook_point, store.train, order.runs(0, _SELF_TEST_ROWS)).float()
     save_sae(sae, folder, rows)
@@ -151,6 +143,17 @@ def _refuse_other_options(config: TrainConfig) -> None:
             f"--out {config.out} holds a run with other options ({'; '.join(changed)}): "
             "name another folder, or throw it away with --overwrite"
         )
+
+
+def _make_trainer(
+    config: TrainConfig, plan: TrainPlan, store: Store, device: torch.device
+) -> Trainer:
+    """An untrained SAE whose units and `b_dec` come from the store's statistics."""
+    statistics = store.statistics(plan.hook_point)
+    normalisation = Normalisation.from_statistics(statistics["mean"], statistics["std"], device)
+    b_dec = normalisation.mean.cpu() * normalisation.scale
+    parameters = Parameters.initial(b_dec, plan.d_sae, config.seed).to(device)
+    return Trainer(plan.architecture, parameters, normalisation, plan.schedule, config.dead_after)
 
 
 def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader) -> float | None:
