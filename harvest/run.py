@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def _build_missing(config: HarvestConfig, layout: Layout, model: SourceModel) ->
         for split in layout.splits.values():
             folder = f"{split.folder}sequences"
             text = Text(
-                lambda first, stop, split=split: view.sequences(split, first, stop),  # type: ignore[misc]  # mypy can't type a lambda's default
+                partial(view.sequences, split),
                 np.asarray(view.array(f"{folder}/document")[:], np.uint32),
                 np.asarray(view.array(f"{folder}/start")[:], np.uint64),
             )
