@@ -26,5 +26,7 @@ else:
     with patch.object(RequirementCache, "_check_available", _find_all_but_transformers):
         import torchmetrics
 
+ClasswiseWrapper = torchmetrics.ClasswiseWrapper
 Metric = torchmetrics.Metric
 MetricCollection = torchmetrics.MetricCollection
+gather_all_tensors = torchmetrics.utilities.distributed.gather_all_tensors
