@@ -9,6 +9,7 @@ from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.splice import check_spliceable
 from saeflow.harvest.capture import probe_hook_points
+from saeflow.harvest.importing.source import UNKNOWN
 from saeflow.harvest.models import ModelSpec, SourceModel, describe_model, load_model
 from saeflow.train.sae import SAE
 
@@ -20,14 +21,15 @@ def model_spec(config: EvaluateConfig, sae: SAE) -> ModelSpec:
         BadInputError: neither says which.
     """
     recorded = _recorded_model(sae)
-    name = config.model or recorded.get("name") or sae.cfg.get("metadata", {}).get("model_name")
-    if not name:
+    names = config.model, recorded.get("name"), sae.cfg.get("metadata", {}).get("model_name")
+    name = next((name for name in names if name and name != UNKNOWN), None)
+    if name is None:
         raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")
     return ModelSpec(
         name=name,
-        dtype=recorded.get("dtype", "float32"),
+        dtype=recorded.get("dtype") or "float32",
         device=choose_device(config.device),
-        compatibility_mode=recorded.get("compatibility_mode", False),
+        compatibility_mode=bool(recorded.get("compatibility_mode")),
         trust_remote_code=config.trust_remote_code,
     )
 
@@ -39,7 +41,7 @@ def source_model(config: EvaluateConfig, sae: SAE) -> SourceModel:
         BadInputError: it is not to be had, or the SAE doesn't fit it.
     """
     spec = model_spec(config, sae)
-    if not sae.cfg.get("metadata", {}).get("hook_name"):
+    if sae.cfg.get("metadata", {}).get("hook_name") in (None, "", UNKNOWN):
         raise BadInputError(f"SAE {config.sae} does not say its hook point: add metadata.hook_name")
     check_spliceable(sae.hook_point)
     _check_weights(config, spec, sae)
@@ -55,7 +57,8 @@ def source_model(config: EvaluateConfig, sae: SAE) -> SourceModel:
 
 def _check_weights(config: EvaluateConfig, spec: ModelSpec, sae: SAE) -> None:
     recorded = _recorded_model(sae)
-    if recorded and describe_model(spec)["weights_sha256"] != recorded["weights_sha256"]:
+    weights = recorded.get("weights_sha256")  # null where nobody knows
+    if weights and describe_model(spec)["weights_sha256"] != weights:
         told = f"model {spec.name} does not have the weights that SAE {config.sae} was trained on"
         if config.model is None:
             raise BadInputError(f"{told}: find the right one, or name this one with --model")

@@ -15,8 +15,9 @@ from saeflow.evaluate.config import EvaluateConfig
 from saeflow.harvest.documents import open_documents
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.sequences import collect
-from saeflow.harvest.store import open_store
+from saeflow.harvest.store import open_store, read_attributes
 from saeflow.harvest.tokens import choose_packing, tokenize
+from saeflow.location import Location, locate
 
 _CONTEXT_SIZE = 128
 """Of an SAE that does not say on what contexts it was trained."""
@@ -59,15 +60,25 @@ def held_out_text(
         BadInputError: there is no held-out text to be had.
     """
     store = provenance.get("store", {})
+    if config.dataset is None and "imported_from" in store.get("provenance", {}):
+        raise BadInputError(
+            f"SAE {config.sae} was trained on imported activations, whose text is not in the "
+            "store: give --dataset"
+        )
     _refuse_training_text(config, store.get("provenance", {}))
-    if config.dataset is None and store and Path(store["path"]).is_dir():
-        return _from_store(Path(store["path"]), store["identity"], config.tokens)
+    place = locate(store["path"]) if store else None
+    if config.dataset is None and place is not None and _is_there(place):
+        return _from_store(place, store["identity"], config.tokens)
     dataset = config.dataset or store.get("provenance", {}).get("dataset")
     if dataset is None:
         raise BadInputError(f"SAE {config.sae} does not say what text it is from: give --dataset")
     if config.dataset is None:
         console.warn(f"store {store['path']} is gone: held-out documents come from {dataset}")
     return _from_dataset(dataset, config, store.get("provenance", {}), model)
+
+
+def _is_there(place: Location) -> bool:
+    return place.is_dir() if isinstance(place, Path) else read_attributes(place) is not None
 
 
 def _refuse_training_text(config: EvaluateConfig, provenance: Mapping[str, Any]) -> None:
@@ -83,19 +94,20 @@ def _refuse_training_text(config: EvaluateConfig, provenance: Mapping[str, Any])
         )
 
 
-def _from_store(path: Path, identity: str, tokens: int) -> HeldOutText:
+def _from_store(path: Location, identity: str, tokens: int) -> HeldOutText:
     store = open_store(path)
     if store.identity != identity:
         raise BadInputError(
             f"store {path} is not the one that this SAE was trained on: give --dataset"
         )
     split = store.held_out
-    if split.n_sequences == 0:
+    packing = store.layout.packing
+    if split.n_sequences == 0 or packing is None:
         raise BadInputError(
             f"store {path} holds no held-out text: give --dataset, "
             "or harvest with a larger --held-out"
         )
-    chosen = _spread(split.n_sequences, tokens, store.layout.packing.rows_per_sequence)
+    chosen = _spread(split.n_sequences, tokens, packing.rows_per_sequence)
     sequences = store.array(f"{split.folder}sequences/token").oindex[chosen]
     return HeldOutText(str(path), np.asarray(sequences, np.uint32), split.n_sequences)
 
@@ -104,14 +116,18 @@ def _from_dataset(
     dataset: str, config: EvaluateConfig, provenance: Mapping[str, Any], model: SourceModel
 ) -> HeldOutText:
     longest = min(_CONTEXT_SIZE, model.longest_context)
-    packing = choose_packing(model.tokenizer, int(provenance.get("context_size", longest)))
+    packing = choose_packing(
+        model.tokenizer,
+        int(provenance.get("context_size", longest)),
+        packed=provenance.get("pack", True),
+    )
     share = float(provenance.get("held_out") or _HELD_OUT)
     if config.dataset is None:
         split, text_field = provenance["split"], provenance["text_field"]
     else:
         split, text_field = config.split, config.text_field
     documents = open_documents(dataset, split=split, text_field=text_field)
-    tokenized = tokenize(documents, model.tokenizer, separator=packing.separator, held_out=share)
+    tokenized = tokenize(documents, model.tokenizer, packing, held_out=share)
     with tempfile.TemporaryDirectory() as folder:
         streams, _ = collect(tokenized, packing, None, Path(folder), train_needed=False)
         stream = streams["heldout"]
@@ -121,9 +137,7 @@ def _from_dataset(
                 "give more text"
             )
         chosen = _spread(stream.n_sequences, config.tokens, packing.rows_per_sequence)
-        sequences = np.concatenate(
-            [packing.sequences(stream.tokens, c, c + 1) for c in chosen.tolist()]
-        )
+        sequences = np.concatenate([stream.sequences(packing, c, c + 1) for c in chosen.tolist()])
     return HeldOutText(dataset, sequences, stream.n_sequences)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from saeflow.config import require
+from saeflow.harvest.workers import parse_worker
+from saeflow.location import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +30,23 @@ class HarvestConfig:
         ),
     ]
     hook: Annotated[tuple[str, ...], Doc("Hook point; give it again for several.")]
-    out: Annotated[Path, Doc("Folder of the store.")]
+    out: Annotated[Place, Doc("Folder of the store, or s3:// or gs:// URL.")]
     tokens: Annotated[
         int | None, Doc("Tokens to harvest, held-out ones included; all if not given.")
     ] = None
     context_size: Annotated[int, Doc("Tokens of a sequence, the BOS token included.")] = 128
     batch_size: Annotated[int, Doc("Sequences in a forward pass.")] = 32
+    pack: Annotated[
+        bool, Doc("Fill sequences with one document after another, or end them with theirs.")
+    ] = True
     dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"], Doc("Precision of the stored activations.")
+        Literal["bfloat16", "float16", "float32", "int8"],
+        Doc("Precision of the stored activations; int8 with a scale a row."),
     ] = "bfloat16"
+    codec: Annotated[
+        Literal["bytes", "crc32c", "zstd"],
+        Doc("How chunks are stored: as they are, with a checksum each, or compressed."),
+    ] = "bytes"
     model_dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], Doc("Precision of the forward pass.")
     ] = "float32"
@@ -57,8 +67,24 @@ class HarvestConfig:
         bool, Doc("Fold and centre weights as TransformerLens's compatibility mode does.")
     ] = False
     trust_remote_code: Annotated[bool, Doc("Run code that comes with the model.")] = False
+    worker: Annotated[
+        str | None,
+        Doc(
+            "Build only share i of n, as i/n counting from 0; from torchrun's or srun's "
+            "environment if not given."
+        ),
+    ] = None
+    staging: Annotated[
+        Path | None,
+        Doc(
+            "Folder for the shards that are on their way to a URL; one in the user's cache "
+            "if not given."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.worker is not None:
+            parse_worker(self.worker)
         require(bool(self.hook), "--hook is needed: name at least one hook point")
         repeated = {name for name in self.hook if self.hook.count(name) > 1}
         require(not repeated, f"--hook names {', '.join(sorted(repeated))} twice: once is enough")

@@ -1,6 +1,7 @@
 """The end of a harvest: statistics merged, the manifest, and only then `complete`."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import zarr
 
 from saeflow.files import write_json
 from saeflow.harvest import commits
-from saeflow.harvest.layout import FORMAT, HookPoint, Layout, write_array
+from saeflow.harvest.arrays import write_array
+from saeflow.harvest.layout import HookPoint, Layout
+from saeflow.harvest.manifest import ROOT as ROOT
+from saeflow.harvest.manifest import complete_attributes, root_metadata, seal
 from saeflow.harvest.shards import checksum
 from saeflow.harvest.statistics import ShardStatistics, merge
-
-ROOT = "zarr.json"
 
 
 def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> None:
@@ -26,27 +28,18 @@ def finish_store(store: Path, layout: Layout, attributes: dict[str, Any]) -> Non
     """
     records = commits.read_records(store)
     for hook_point in layout.hook_points:
-        _write_statistics(store, layout, hook_point, records)
-    write_json(
-        store / commits.MANIFEST,
-        {
-            "format": FORMAT,
-            "provenance": attributes["provenance"],
-            "files": _other_files(store, records),
-            "shards": [record for _, record in sorted(records.items())],
-        },
-    )
+        write_statistics(store, layout, hook_point, records)
+    shards = [record for _, record in sorted(records.items())]
+    manifest = seal(attributes, _other_files(store, records), shards)
+    write_json(store / commits.MANIFEST, manifest)
     commits.drop_log(store)
     digest = hashlib.sha256((store / commits.MANIFEST).read_bytes()).hexdigest()
-    write_root(store, {**attributes, "state": "complete", "manifest_sha256": digest})
+    write_root(store, complete_attributes(manifest, digest))
 
 
 def write_root(store: Path, attributes: dict[str, Any]) -> None:
     """Write the root group's metadata: one rename changes the state of the store."""
-    write_json(
-        store / ROOT,
-        {"attributes": {"saeflow": attributes}, "zarr_format": 3, "node_type": "group"},
-    )
+    write_json(store / ROOT, root_metadata(attributes))
 
 
 def _other_files(
@@ -62,12 +55,13 @@ def _other_files(
     return found
 
 
-def _write_statistics(
+def write_statistics(
     store: Path,
     layout: Layout,
     hook_point: HookPoint,
-    records: dict[tuple[str, int], commits.Record],
+    records: Mapping[tuple[str, int], commits.Record],
 ) -> None:
+    """Merge a hook point's statistics over all training shards."""
     folder = f"stats/{hook_point.name}"
     channels = np.asarray(zarr.open_array(store / folder / "shards", mode="r")[:])
     merged = merge(
@@ -78,9 +72,9 @@ def _write_statistics(
             for k in range(layout.splits["train"].n_shards)
         ]
     )
-    write_array(store, f"{folder}/mean", merged.mean, ("d_in",))
-    write_array(store, f"{folder}/std", merged.std, ("d_in",))
-    write_array(store, f"{folder}/absmax", merged.absmax, ("d_in",))
+    for name in ("mean", "std", "absmax", "geometric_median"):
+        write_array(store, f"{folder}/{name}", getattr(merged, name), ("d_in",))
+    write_array(store, f"{folder}/median_norm", merged.median_norm, ("shard",))
     write_array(store, f"{folder}/norm_histogram", merged.norm_histogram, ("bin",))
     zarr.open_group(store / folder, mode="a").update_attributes(
         {
@@ -88,6 +82,8 @@ def _write_statistics(
                 "ordinary": merged.ordinary,
                 "massive": merged.massive,
                 "mean_square": merged.mean_square,
+                "massive_tokens": dict(merged.massive_tokens),
+                "massive_positions": dict(merged.massive_positions),
             }
         }
     )

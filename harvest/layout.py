@@ -5,14 +5,11 @@ normative description; this file is the one place in the code that follows it.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-import zarr
 
 from saeflow.harvest.tokens import Packing
 
@@ -20,6 +17,9 @@ FORMAT = 1
 """The number that a reader checks before it reads anything else."""
 
 Order = Literal["permuted", "sequence"]
+
+Codec = Literal["bytes", "crc32c", "zstd"]
+"""How a chunk of activations is encoded; with `bytes` a shard's body is a row-major matrix."""
 
 _SHARD_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2 * 2**20
@@ -33,7 +33,7 @@ class StoredDtype:
     Attributes:
         torch: the dtype of the activations.
         array: the dtype of the zarr array; zarr has no bfloat16, so its bits are uint16.
-        fill: what an absent row reads as: not a number, in every precision.
+        fill: what an absent row reads as: not a number, or the one int8 that no row holds.
     """
 
     torch: torch.dtype
@@ -50,6 +50,7 @@ DTYPES: Mapping[str, StoredDtype] = {
     "bfloat16": StoredDtype(torch.bfloat16, "uint16", 0x7FC0),
     "float16": StoredDtype(torch.float16, "float16", math.nan),
     "float32": StoredDtype(torch.float32, "float32", math.nan),
+    "int8": StoredDtype(torch.int8, "int8", -128),
 }
 
 
@@ -79,6 +80,9 @@ ROW_ARRAYS: Mapping[str, str] = {
 }
 """What is stored of every row beside its activations, and its dtype."""
 
+SHARD_FIGURES = ("mean", "m2", "absmax", "geometric_median")
+"""What `stats/<hook point>/shards` holds of every channel of a shard."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -87,7 +91,7 @@ class Split:
     Attributes:
         name: `train` or `heldout`.
         n_sequences: packed contexts.
-        n_rows: stored rows, `n_sequences` times the rows of a sequence.
+        n_rows: stored rows: the tokens of all sequences but those at position 0.
         n_documents: documents with at least one token in the sequences.
         rows_per_shard: rows of every shard but the last.
     """
@@ -120,20 +124,25 @@ class Layout:
 
     Attributes:
         dtype: a key of `DTYPES`.
-        packing: how documents became sequences.
+        packing: how documents became sequences; None where the rows were imported
+            and nobody knows.
         order: whether rows are permuted inside each shard.
         seed: the seed of those permutations.
         rows_per_shard: a power of two unless the user chose otherwise.
         hook_points: one array each.
+        codec: how chunks of activations are encoded.
+        row_values: the keys of `ROW_ARRAYS` that are stored; all, unless imported.
         splits: by name.
     """
 
     dtype: str
-    packing: Packing
+    packing: Packing | None
     order: Order
     seed: int
     rows_per_shard: int
     hook_points: tuple[HookPoint, ...]
+    codec: Codec = "bytes"
+    row_values: tuple[str, ...] = tuple(ROW_ARRAYS)
     splits: Mapping[str, Split] = field(default_factory=dict)
 
     @property
@@ -150,9 +159,9 @@ class Layout:
         """The layout as the store's attributes hold it."""
         return {
             "dtype": self.dtype,
-            "context_size": self.packing.context_size,
-            "bos": self.packing.bos,
-            "separator": self.packing.separator,
+            "codec": self.codec,
+            "packing": None if self.packing is None else asdict(self.packing),
+            "row_values": list(self.row_values),
             "order": self.order,
             "seed": self.seed,
             "rows_per_shard": self.rows_per_shard,
@@ -178,16 +187,13 @@ class Layout:
             KeyError, TypeError, ValueError: the attributes do not describe one.
         """
         rows_per_shard = int(attributes["rows_per_shard"])
-        if attributes["dtype"] not in DTYPES:
-            raise ValueError(f"unknown dtype {attributes['dtype']}")
+        packing = attributes["packing"]
         return Layout(
-            dtype=attributes["dtype"],
-            packing=Packing(
-                context_size=int(attributes["context_size"]),
-                bos=int(attributes["bos"]),
-                separator=int(attributes["separator"]),
-            ),
-            order=attributes["order"],
+            dtype=_one_of(attributes["dtype"], DTYPES),
+            codec=_one_of(attributes["codec"], get_args(Codec)),
+            packing=None if packing is None else Packing(**packing),
+            row_values=tuple(_one_of(name, ROW_ARRAYS) for name in attributes["row_values"]),
+            order=_one_of(attributes["order"], get_args(Order)),
             seed=int(attributes["seed"]),
             rows_per_shard=rows_per_shard,
             hook_points=tuple(
@@ -219,101 +225,6 @@ def choose_rows_per_shard(widest: int, itemsize: int, n_rows: int) -> int:
     return min(fits, 1 << max(0, (n_rows - 1).bit_length()))
 
 
-def create_arrays(store: Path, layout: Layout, split: Split) -> None:
-    """Create a split's row arrays: an absent row reads as not-a-number, or the largest id."""
-    group = zarr.open_group(store, mode="a", zarr_format=3)
-    folder, shard = split.folder, split.rows_per_shard
-    for hook_point in layout.hook_points:
-        chunk = layout.rows_per_chunk(hook_point)
-        group.create_array(
-            f"{folder}acts/{hook_point.name}",
-            shape=(split.n_rows, hook_point.d_in),
-            shards=(shard, hook_point.d_in),
-            chunks=(chunk, hook_point.d_in),
-            dtype=layout.stored.array,
-            fill_value=layout.stored.fill,
-            compressors=None,
-            dimension_names=("row", "d_in"),
-            attributes={
-                "saeflow": {
-                    "dtype": layout.dtype,
-                    "hook_point": hook_point.name,
-                    "shape": list(hook_point.shape),
-                }
-            },
-        )
-        group.create_array(
-            f"{folder}crc/{hook_point.name}",
-            shape=(-(-split.n_rows // chunk),),
-            chunks=(shard // chunk,),
-            dtype="uint32",
-            fill_value=0,
-            compressors=None,
-            dimension_names=("chunk",),
-        )
-        if split.name == "train":
-            group.create_array(
-                f"stats/{hook_point.name}/shards",
-                shape=(split.n_shards, 3, hook_point.d_in),
-                chunks=(1, 3, hook_point.d_in),
-                dtype="float64",
-                fill_value=math.nan,
-                compressors=None,
-                dimension_names=("shard", "mean_m2_absmax", "d_in"),
-            )
-    for name, dtype in ROW_ARRAYS.items():
-        group.create_array(
-            f"{folder}{name}",
-            shape=(split.n_rows,),
-            chunks=(shard,),
-            dtype=dtype,
-            fill_value=int(np.iinfo(dtype).max),
-            compressors=None,
-            dimension_names=("row",),
-        )
-
-
-def write_array(store: Path, path: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
-    """Write a small array as one chunk."""
-    write_blocks(
-        store, path, values, dimensions, len(values), lambda first, stop: values[first:stop]
-    )
-
-
-def write_blocks(
-    store: Path,
-    path: str,
-    like: np.ndarray,
-    dimensions: tuple[str, ...],
-    rows_per_chunk: int,
-    block: Callable[[int, int], np.ndarray],
-) -> None:
-    """Write an array chunk by chunk, over whatever an interrupted run left there.
-
-    Args:
-        store: the store's folder.
-        path: the array's path in it.
-        like: an array of the shape and dtype to write.
-        dimensions: names of the axes.
-        rows_per_chunk: along the first axis.
-        block: gives the rows from `first` to `stop` (excluded).
-    """
-    group = zarr.open_group(store, mode="a", zarr_format=3)
-    rows = max(1, min(rows_per_chunk, len(like)))
-    array = group.create_array(
-        path,
-        shape=like.shape,
-        chunks=(rows, *like.shape[1:]),
-        dtype=like.dtype,
-        compressors=None,
-        dimension_names=dimensions,
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-    for first in range(0, len(like), rows):
-        array[first : first + rows] = block(first, min(first + rows, len(like)))
-
-
 def sequence_chunk(context_size: int) -> int:
     """Sequences in a chunk of the `sequences/token` array: 4 MiB of token ids."""
     return max(1, _SEQUENCE_CHUNK_TOKENS // context_size)
@@ -328,3 +239,9 @@ def _plain_name(name: str) -> str:
     if not name or "/" in name or "\\" in name or name in (".", ".."):
         raise ValueError(f"hook point name {name!r} is not a plain name")
     return name
+
+
+def _one_of(value: Any, known: Iterable[str]) -> Any:
+    if value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+    return value

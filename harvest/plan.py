@@ -1,33 +1,16 @@
-"""What a harvest will store and cost, known exactly before the first forward pass."""
+"""What a harvest will store, known exactly before the first forward pass."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from saeflow.errors import BadInputError
 from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.documents import Document, open_documents
-from saeflow.harvest.layout import (
-    DTYPES,
-    ROW_ARRAYS,
-    HookPoint,
-    Layout,
-    Split,
-    choose_rows_per_shard,
-)
+from saeflow.harvest.layout import DTYPES, HookPoint, Layout, Split, choose_rows_per_shard
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.sequences import Stream, TextCounts, collect
-from saeflow.harvest.statistics import NORM_BINS
 from saeflow.harvest.tokens import choose_packing, tokenize
-
-_METADATA_BYTES = 700
-"""About what one array's zarr.json takes, and its line in the manifest."""
-
-_RECORD_BYTES = 120
-"""About what one file of a shard takes in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +20,6 @@ class Plan:
     layout: Layout
     streams: Mapping[str, Stream]
     counts: TextCounts
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """What the finished store takes."""
-        return sum(_split_bytes(self.layout, split) for split in self.layout.splits.values())
-
-    @property
-    def bytes_in_memory(self) -> int:
-        """What one shard's rows take while they are gathered; the model comes on top."""
-        widths = sum(h.d_in for h in self.layout.hook_points)
-        return self.layout.rows_per_shard * widths * self.layout.stored.itemsize
-
-    def to_json(self) -> dict[str, Any]:
-        """For people and machines, before anything is written."""
-        return {
-            "layout": self.layout.to_attributes(),
-            "text": asdict(self.counts),
-            "bytes_on_disk": self.bytes_on_disk,
-            "bytes_in_memory": self.bytes_in_memory,
-        }
 
 
 def make_plan(
@@ -79,17 +42,15 @@ def make_plan(
             f"--context-size {config.context_size} is more than model {config.model} takes: "
             f"at most {model.longest_context}"
         )
-    packing = choose_packing(model.tokenizer, config.context_size)
+    packing = choose_packing(model.tokenizer, config.context_size, packed=config.pack)
     documents = _known_tokens(
         open_documents(config.dataset, split=config.split, text_field=config.text_field),
         model,
         config.dataset,
     )
-    tokenized = tokenize(
-        documents, model.tokenizer, separator=packing.separator, held_out=config.held_out
-    )
+    tokenized = tokenize(documents, model.tokenizer, packing, held_out=config.held_out)
     streams, counts = collect(tokenized, packing, config.tokens, folder)
-    n_rows = streams["train"].n_sequences * packing.rows_per_sequence
+    n_rows = streams["train"].n_rows
     if config.shard_rows is not None and config.shard_rows > n_rows:
         raise BadInputError(
             f"the dataset gives {n_rows} training rows, fewer than one shard of --shard-rows "
@@ -104,12 +65,13 @@ def make_plan(
         order=config.order,
         seed=config.seed,
         rows_per_shard=rows_per_shard,
+        codec=config.codec,
         hook_points=tuple(hook_points),
         splits={
             name: Split(
                 name,
                 stream.n_sequences,
-                stream.n_sequences * packing.rows_per_sequence,
+                stream.n_rows,
                 len(stream.documents),
                 rows_per_shard,
             )
@@ -131,23 +93,3 @@ def _known_tokens(
                 f"model {model.spec.name} has {model.vocabulary}: tokenise it for this model"
             )
         yield document
-
-
-def _split_bytes(layout: Layout, split: Split) -> int:
-    total = split.n_sequences * layout.packing.context_size * 4 + split.n_documents * 12
-    total += sum(np.dtype(d).itemsize for d in ROW_ARRAYS.values()) * (
-        split.n_shards * split.rows_per_shard
-    )
-    for hook_point in layout.hook_points:
-        chunk = layout.rows_per_chunk(hook_point)
-        width = hook_point.d_in * layout.stored.itemsize
-        chunks = sum(-(-len(split.shard(k)) // chunk) for k in range(split.n_shards))
-        total += chunks * chunk * width
-        total += split.n_shards * (split.rows_per_shard // chunk * (16 + 4) + 4)
-        if split.name == "train":
-            total += (split.n_shards + 1) * 3 * hook_point.d_in * 8
-    hooks, rows = len(layout.hook_points), len(ROW_ARRAYS)
-    with_statistics = hooks if split.name == "train" else 0
-    total += _METADATA_BYTES * (2 * hooks + rows + 4 + 6 * with_statistics)
-    total += _RECORD_BYTES * split.n_shards * (2 * hooks + rows + 5 * with_statistics)
-    return total + NORM_BINS * 8 * with_statistics

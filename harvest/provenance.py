@@ -9,7 +9,16 @@ from saeflow.config import to_plain
 from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.models import ModelSpec, describe_model, hash_files
 
-_NOT_IDENTITY = ("model", "model_dtype", "compatibility_mode", "trust_remote_code", "out", "device")
+_NOT_IDENTITY = (
+    "model",
+    "model_dtype",
+    "compatibility_mode",
+    "trust_remote_code",
+    "out",
+    "device",
+    "worker",
+    "staging",
+)
 _LIBRARIES = ("saeflow", "torch", "transformers", "transformer-lens", "zarr")
 
 

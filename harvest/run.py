@@ -1,58 +1,97 @@
 """`saeflow harvest`: text into tokens, tokens through the model, activations into the store."""
 
-import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saeflow import console
-from saeflow.devices import choose_device
+from saeflow.devices import choose_device, share_gpus
 from saeflow.errors import BadInputError
-from saeflow.files import PARTIAL
+from saeflow.files import naming
 from saeflow.harvest import commits
-from saeflow.harvest.build import Text, build_shard
+from saeflow.harvest.build import gather_shard
 from saeflow.harvest.capture import probe_hook_points
+from saeflow.harvest.claim import BEGUN, clear
 from saeflow.harvest.config import HarvestConfig
-from saeflow.harvest.finish import ROOT, finish_store, write_root
-from saeflow.harvest.layout import FORMAT, Layout, create_arrays
+from saeflow.harvest.contexts import open_text
+from saeflow.harvest.cost import Cost, estimate_cost
+from saeflow.harvest.create import create_skeleton
+from saeflow.harvest.filling import all_shards, fill
+from saeflow.harvest.finish import write_root
+from saeflow.harvest.layout import FORMAT
 from saeflow.harvest.models import SourceModel, load_model
-from saeflow.harvest.plan import Plan, make_plan
-from saeflow.harvest.provenance import describe, differences, model_spec
-from saeflow.harvest.sequences import write_sequences
+from saeflow.harvest.plan import make_plan
+from saeflow.harvest.provenance import describe, model_spec
+from saeflow.harvest.sites import Site, bytes_of, open_site
 from saeflow.harvest.store import Store, open_store, read_attributes
+from saeflow.harvest.workers import Worker, choose_worker
+from saeflow.location import Location, locate
 
 
 @dataclass(frozen=True)
 class HarvestResult:
-    """A complete store, and whether it already was.
+    """What a harvest, or one worker of it, came to.
 
     Attributes:
-        store: opened.
+        path: the store's folder, or its URL.
+        worker: which part of the harvest this was.
         already_complete: nothing was left to do.
+        shards: how many are in the worker's share, all of them built.
+        shards_missing: how many the other workers still have to build; the last of
+            them completes the store.
+        shards_total: how many the store has.
     """
 
-    store: Store
+    path: Location
+    worker: Worker
     already_complete: bool
+    shards: int = 0
+    shards_missing: int = 0
+    shards_total: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is whole; only then it can be opened."""
+        return self.shards_missing == 0
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened.
+
+        Raises:
+            BadInputError: it is not complete yet.
+        """
+        return open_store(self.path)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
-        layout = self.store.layout
+        told = {"store": str(self.path), "complete": self.complete}
+        if not self.complete:
+            return {
+                **told,
+                "worker": f"{self.worker.rank}/{self.worker.count}",
+                "shards": self.shards,
+                "shards_missing": self.shards_missing,
+                "shards_total": self.shards_total,
+            }
         return {
-            "store": str(self.store.path),
+            **told,
             "already_complete": self.already_complete,
             "rows": self.store.train.n_rows,
             "held_out_rows": self.store.held_out.n_rows,
-            "hook_points": [h.name for h in layout.hook_points],
-            "bytes": sum(p.stat().st_size for p in self.store.path.rglob("*") if p.is_file()),
+            "hook_points": [h.name for h in self.store.layout.hook_points],
+            "bytes": bytes_of(self.path),
         }
 
 
 def harvest_activations(config: HarvestConfig, *, overwrite: bool = False) -> HarvestResult:
     """Harvest a store, or finish one that an earlier run with the same options began.
+
+    As one of several workers, build this one's share of the shards; the last worker
+    completes the store.
 
     Args:
         config: the options.
@@ -60,150 +99,125 @@ def harvest_activations(config: HarvestConfig, *, overwrite: bool = False) -> Ha
 
     Raises:
         BadInputError: an option, the model, the dataset or the output folder can't
-            be used; the message says which and what to do.
+            be used, or another process is writing to it; the message says which and
+            what to do.
+        SaeflowError: the server of a URL can't be reached, or fails.
     """
-    device = choose_device(config.device)
-    provenance = describe(config, device)
-    existing = _existing(config.out, provenance, overwrite=overwrite)
-    if existing == "complete" and not overwrite:
-        return HarvestResult(open_store(config.out), already_complete=True)
-    created = not config.out.exists()
-    with commits.locked(config.out):
-        try:
+    worker = choose_worker(config.worker)
+    if overwrite and worker.count > 1:
+        raise BadInputError(
+            f"--overwrite as {worker} would throw away what the others build: "
+            f"remove {config.out}, then start the workers without it"
+        )
+    device = _choose_device(config, worker)
+    provenance = describe(config, device.partition(":")[0])
+    site = open_site(locate(config.out), worker, config.staging)
+    if site.existing_state(provenance, overwrite=overwrite) == "complete" and not overwrite:
+        return HarvestResult(site.place, worker, already_complete=True)
+    with naming(site.folder), ExitStack() as own_lock:
+        with site.claimed():
             # Asked again, now that nobody else can write: another process may just have finished.
-            existing = _existing(config.out, provenance, overwrite=overwrite)
-            if existing != "complete" or overwrite:
-                _fill(config, device, provenance, anew=overwrite or existing != "writing")
-        except BadInputError:
-            attributes = read_attributes(config.out)
-            if created and (attributes is None or attributes["state"] == "tokenizing"):
-                shutil.rmtree(config.out)  # nothing of value is in it yet
-            raise
-    return HarvestResult(open_store(config.out), already_complete=False)
+            existing = site.existing_state(provenance, overwrite=overwrite)
+            if existing == "complete" and not overwrite:
+                return HarvestResult(site.place, worker, already_complete=True)
+            anew = overwrite or existing != "writing"
+            site.refuse_others(alone=anew)
+            model = None
+            if anew:
+                model = load_model(model_spec(config, device))
+                _begin(config, site, model, provenance)
+            else:
+                site.join()
+            own_lock.enter_context(site.worker_lock())
+        _build_share(config, site, device, model)
+        own_lock.close()
+        with site.completing():
+            return _complete(site)
 
 
-def plan_harvest(config: HarvestConfig) -> Plan:
+def plan_harvest(config: HarvestConfig) -> Cost:
     """What a harvest would store and cost; writes nothing.
 
     Raises:
         BadInputError: as `harvest_activations`.
     """
-    model = load_model(model_spec(config, choose_device(config.device)))
+    model = load_model(model_spec(config, _choose_device(config, Worker())))
     hook_points = probe_hook_points(model, config.hook)
     with tempfile.TemporaryDirectory() as folder:
-        return make_plan(config, model, hook_points, Path(folder))
+        plan = make_plan(config, model, hook_points, Path(folder))
+        return estimate_cost(plan.layout, plan.streams, plan.counts, model, config.batch_size)
 
 
-def _existing(out: Path, provenance: dict[str, Any], *, overwrite: bool) -> str | None:
-    """The state of the store at `out`, if any, after refusing what must not be touched."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise BadInputError(f"--out {out} is a file: name a folder")
-    attributes = read_attributes(out)
-    if attributes is None:
-        ours = {commits.FOLDER, f"{ROOT}{PARTIAL}"}
-        foreign = sorted({entry.name for entry in out.iterdir()} - ours)
-        if foreign:
-            raise BadInputError(
-                f"--out {out} holds something else ({', '.join(foreign[:3])}): "
-                "name an empty or a new folder"
-            )
-        return None
-    state = str(attributes.get("state"))
-    changed = differences(attributes.get("provenance", {}), provenance)
-    if state != "tokenizing" and changed and not overwrite:
-        raise BadInputError(
-            f"--out {out} holds a store made with other options ({'; '.join(changed)}): "
-            "name another folder, or throw it away with --overwrite"
-        )
-    return state
+def _choose_device(config: HarvestConfig, worker: Worker) -> str:
+    device = choose_device(config.device)
+    if device != "cuda" or worker.count == 1:
+        return device
+    return share_gpus(worker.rank if worker.local_rank is None else worker.local_rank)
 
 
-def _fill(config: HarvestConfig, device: str, provenance: dict[str, Any], *, anew: bool) -> None:
-    """Bring the store to completion, from nothing or from where it was."""
-    model = load_model(model_spec(config, device))
-    begun = None if anew else read_attributes(config.out)
-    attributes = begun or _begin(config, model, provenance)
-    commits.recover(config.out)
-    layout = Layout.from_attributes(attributes["layout"])
-    _build_missing(config, layout, model)
-    finish_store(config.out, layout, attributes)
-
-
-def _begin(config: HarvestConfig, model: SourceModel, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Tokenise the text and create the empty store; returns what its root says.
+def _begin(
+    config: HarvestConfig, site: Site, model: SourceModel, provenance: dict[str, Any]
+) -> None:
+    """Tokenise the text and create the empty store.
 
     A store that is to be overwritten stays whole until the new one's text is read.
     """
-    out = config.out
-    attributes = {"format": FORMAT, "state": "tokenizing", "provenance": provenance}
+    out = site.folder
+    begun = {"format": FORMAT, "state": BEGUN, "provenance": provenance}
     if read_attributes(out) is None:
-        write_root(out, attributes)
+        write_root(out, begun)
     hook_points = probe_hook_points(model, config.hook)
     console.say(f"tokenising {config.dataset}")
     plan = make_plan(config, model, hook_points, out / commits.FOLDER)
-    _check_space(out, plan)
-    write_root(out, attributes)  # from here on, nothing that an earlier run left counts
-    _clear(out)
-    for split in plan.layout.splits.values():
-        write_sequences(out, split, plan.streams[split.name], plan.layout.packing)
-        create_arrays(out, plan.layout, split)
+    site.check_space(plan.layout, ", or harvest fewer --tokens")
+    write_root(out, begun)  # from here on, nothing that an earlier run left counts
+    clear(out)
+    create_skeleton(out, plan, model)
     attributes = {
-        **attributes,
+        **begun,
         "state": "writing",
         "layout": plan.layout.to_attributes(),
         "text": asdict(plan.counts),
     }
     write_root(out, attributes)
-    return attributes
+    site.begun(begun)
 
 
-def _build_missing(config: HarvestConfig, layout: Layout, model: SourceModel) -> None:
-    view = Store(config.out, layout, {}, identity="")
-    done = commits.read_records(config.out)
-    total = sum(split.n_rows for split in layout.splits.values())
-    with console.meter("harvesting", total, "rows") as meter:
-        meter.resume_at(sum(record["rows"] for record in done.values()))
-        for split in layout.splits.values():
-            folder = f"{split.folder}sequences"
-            text = Text(
-                partial(view.sequences, split),
-                np.asarray(view.array(f"{folder}/document")[:], np.uint32),
-                np.asarray(view.array(f"{folder}/start")[:], np.uint64),
-            )
-            for index in range(split.n_shards):
-                if (split.name, index) not in done:
-                    record = build_shard(
-                        config.out,
-                        layout,
-                        split,
-                        index,
-                        model=model,
-                        text=text,
-                        batch_size=config.batch_size,
-                        on_rows=meter.advance,
-                    )
-                    commits.append(config.out, record)
-
-
-def _clear(out: Path) -> None:
-    """Remove what was cut short or thrown away; the root, which says so, and the lock stay."""
-    for entry in [*out.iterdir(), *(out / commits.FOLDER).iterdir()]:
-        if entry.name in (ROOT, commits.FOLDER, commits.LOCK):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _check_space(out: Path, plan: Plan) -> None:
-    free = shutil.disk_usage(out).free + sum(
-        path.stat().st_size for path in out.rglob("*") if path.is_file()
+def _build_share(config: HarvestConfig, site: Site, device: str, model: SourceModel | None) -> None:
+    """Build those shards of a worker's share that aren't there; its own lock is held."""
+    layout = site.layout()
+    missing = site.missing_shards(layout)
+    if not missing:
+        return
+    view = Store(site.folder, layout, {}, identity="")
+    texts = {name: open_text(view, layout.splits[name]) for name in {s.name for s, _ in missing}}
+    gather = partial(
+        gather_shard,
+        layout,
+        model=model or load_model(model_spec(config, device)),
+        batch_size=config.batch_size,
+        quantisations=view.quantisations(),
     )
-    if plan.bytes_on_disk > free:
-        raise BadInputError(
-            f"the store takes {plan.bytes_on_disk:,} bytes and {out} has {free:,} free: "
-            "make room, or harvest fewer --tokens"
-        )
+    fill(
+        site.folder,
+        layout,
+        site.worker,
+        missing,
+        lambda split, index, on_rows: gather(split, index, text=texts[split.name], on_rows=on_rows),
+        "harvesting",
+        site.commit,
+    )
+
+
+def _complete(site: Site) -> HarvestResult:
+    """Complete the store if every shard is there; the main lock is held."""
+    layout = site.layout()
+    shards = all_shards(layout)
+    return HarvestResult(
+        site.place,
+        site.worker,
+        already_complete=False,
+        shards=len(site.worker.share(shards)),
+        shards_missing=site.complete_if_whole(layout),
+        shards_total=len(shards),
+    )

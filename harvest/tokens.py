@@ -1,6 +1,6 @@
 """Documents into token streams: tokenising, the held-out choice, and packing.
 
-The packing policy is one, and it is recorded with every store:
+The policy is recorded with every store:
 
 - a document is tokenised without special tokens, and text that looks like a
   special token stays text;
@@ -12,6 +12,9 @@ The packing policy is one, and it is recorded with every store:
 So sequence `k` of a split is arithmetic on its stream, and token `t` of the
 stream sits in sequence `t // (context_size - 1)` at position
 `1 + t % (context_size - 1)`. Position 0, the BOS token, is never stored.
+
+With packing off there are no separators: each document is cut for itself, its
+last sequence is padded, and pads are not stored either.
 """
 
 import hashlib
@@ -40,16 +43,19 @@ class Packing:
     Attributes:
         context_size: tokens of a sequence, the BOS token included.
         bos: token id at position 0 of every sequence.
-        separator: token id after every document.
+        separator: token id after every document; where packing is off, what pads.
+        packed: whether a sequence goes on into the next document. If not, it ends
+            with its document, and is padded with `separator`.
     """
 
     context_size: int
     bos: int
     separator: int
+    packed: bool = True
 
     @property
     def rows_per_sequence(self) -> int:
-        """Tokens of a sequence that get a stored row: all but position 0."""
+        """Tokens of a full sequence that get a stored row: all but position 0."""
         return self.context_size - 1
 
     def sequences(
@@ -76,7 +82,9 @@ class TokenizedDocument:
     held_out: bool
 
 
-def choose_packing(tokenizer: "PreTrainedTokenizerBase", context_size: int) -> Packing:
+def choose_packing(
+    tokenizer: "PreTrainedTokenizerBase", context_size: int, *, packed: bool = True
+) -> Packing:
     """The packing that a tokenizer's special tokens allow.
 
     A tokenizer without a BOS token opens its sequences with the end-of-text
@@ -94,15 +102,18 @@ def choose_packing(tokenizer: "PreTrainedTokenizerBase", context_size: int) -> P
             "token: set bos_token in its tokenizer_config.json"
         )
     return Packing(
-        context_size=context_size, bos=first, separator=eos if isinstance(eos, int) else first
+        context_size=context_size,
+        bos=first,
+        separator=eos if isinstance(eos, int) else first,
+        packed=packed,
     )
 
 
 def tokenize(
     documents: Iterable[Document],
     tokenizer: "PreTrainedTokenizerBase",
+    packing: Packing,
     *,
-    separator: int,
     held_out: float,
 ) -> Iterator[TokenizedDocument]:
     """Tokenise documents in order; an empty one comes out with no tokens.
@@ -110,13 +121,14 @@ def tokenize(
     Args:
         documents: texts, or token ids that are taken as they are.
         tokenizer: a fast tokenizer.
-        separator: token id put after each document.
+        packing: whose separator is put after each document, where sequences go on
+            into the next one.
         held_out: the share of documents, in [0, 1), that is held out.
     """
-    iterator = iter(documents)
+    iterator, end = iter(documents), [packing.separator] if packing.packed else []
     while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
         for document, tokens in zip(batch, _token_ids(batch, tokenizer), strict=True):
-            ids = np.asarray([*tokens, separator] if tokens else [], np.uint32)
+            ids = np.asarray([*tokens, *end] if tokens else [], np.uint32)
             yield TokenizedDocument(
                 document.index, ids, is_held_out(document.content_key(), held_out)
             )

@@ -27,10 +27,13 @@ from transformers.utils import logging
 BUILTIN = Path(__file__).resolve().parents[1] / "harvest" / "builtin-model"
 FOLDERS = {"train": "", "heldout": "heldout/"}
 SEQUENCES_AT_ONCE = 8
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int8": "int8"}
 
 ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-24}
-"""How far a number may lie from the one that it was rounded from, as a share of that."""
+"""How far a number may lie from the one that it was rounded from, as a share of that.
+
+In int8 it is half of the row's scale, times the channel's deviation.
+"""
 
 FORWARD = {"bfloat16": 2**-6, "float16": 2**-9, "float32": 1e-5}
 """How far two forward passes may lie apart besides, as a share of the row's largest value."""
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store: Any = zarr.open_group(options.store, mode="r")
     about = store.attrs["saeflow"]
     layout, source = about["layout"], about["provenance"]["model"]
-    if about["state"] != "complete" or source["compatibility_mode"]:
-        print("can't be checked: the store is incomplete, or made in compatibility mode")
+    if layout["packing"] is None or source["compatibility_mode"] or about["state"] != "complete":
+        print("can't be checked: the store is incomplete, imported, or of compatibility mode")
         return 1
     model = load_model(source)
     names = [hook_point["name"] for hook_point in layout["hook_points"]]
@@ -71,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if state is None:
             print(f"{name:32} {'not checked: transformers does not give it':>37}")
             continue
-        stored = np.concatenate([read(store, rows, name, layout["dtype"]) for rows in parts])
         expected = np.concatenate([output[state] for output in outputs])
-        far = np.abs(stored - expected) > allowed(expected, layout["dtype"], source["dtype"])
+        read_parts = [read(store, rows, name, layout["dtype"]) for rows in parts]
+        stored, step = (np.concatenate(each) for each in zip(*read_parts, strict=True))
+        far = np.abs(stored - expected) > allowed(expected, step, layout["dtype"], source["dtype"])
         agree &= ~far.any(1)
-        print(f"{name:32} {compare(stored, expected, layout['dtype'])}")
+        print(f"{name:32} {compare(stored, expected, step, layout['dtype'])}")
     print(f"{agree.sum():,} of {len(agree):,} rows agree to {SHORT[layout['dtype']]} rounding")
     return 0 if agree.all() and checkable else 1
 
@@ -140,25 +144,32 @@ def run(model: Any, store: Any, rows: Rows, states: set[int]) -> dict[int, np.nd
     return found
 
 
-def read(store: Any, rows: Rows, hook_point: str, dtype: str) -> np.ndarray:
-    """The stored rows as float32."""
+def read(store: Any, rows: Rows, hook_point: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The stored rows as float32, and how far apart int8's values are there; else 0."""
     stored = store[f"{rows.folder}acts/{hook_point}"].oindex[rows.number]
     if dtype == "bfloat16":
-        return np.asarray((stored.astype(np.uint32) << 16).view(np.float32))
-    return np.asarray(stored.astype(np.float32))
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    if dtype != "int8":
+        return stored.astype(np.float32), np.zeros(stored.shape, np.float32)
+    mean, deviation = store[f"quant/{hook_point}"][:]
+    scale = store[f"{rows.folder}scale/{hook_point}"].oindex[rows.number]
+    return stored * scale[:, None] * deviation + mean, scale[:, None] * deviation
 
 
-def allowed(expected: np.ndarray, dtype: str, model_dtype: str) -> np.ndarray:
+def allowed(expected: np.ndarray, step: np.ndarray, dtype: str, model_dtype: str) -> np.ndarray:
     """How far each stored number may lie from the model's."""
     largest = np.abs(expected).max(1, keepdims=True)
-    return np.asarray(ROUNDING[dtype] * np.abs(expected) + FORWARD[model_dtype] * largest)
+    rounding = step / 2 if dtype == "int8" else ROUNDING[dtype] * np.abs(expected)
+    return np.asarray(rounding + FORWARD[model_dtype] * largest)
 
 
-def compare(stored: np.ndarray, expected: np.ndarray, dtype: str) -> str:
+def compare(stored: np.ndarray, expected: np.ndarray, step: np.ndarray, dtype: str) -> str:
     """The largest error of a row against its norm, and the share of numbers that are the same."""
     error = np.linalg.norm(stored - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    rounded = torch.from_numpy(expected).to(getattr(torch, dtype)).float().numpy()
-    return f"{error.max():24.2e} {(stored == rounded).mean():12.2%}"
+    same = np.abs(stored - expected) <= step / 2
+    if dtype != "int8":
+        same = stored == torch.from_numpy(expected).to(getattr(torch, dtype)).float().numpy()
+    return f"{error.max():24.2e} {same.mean():12.2%}"
 
 
 if __name__ == "__main__":

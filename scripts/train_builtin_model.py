@@ -56,11 +56,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 def streams(tokenizer: PreTrainedTokenizerFast, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
     """The training and the held-out token streams, as a harvest would make them."""
-    documents = list(
-        tokenize(
-            open_documents("builtin"), tokenizer, separator=packing.separator, held_out=HELD_OUT
-        )
-    )
+    documents = list(tokenize(open_documents("builtin"), tokenizer, packing, held_out=HELD_OUT))
     return tuple(
         np.concatenate([d.tokens for d in documents if d.held_out is held_out])
         for held_out in (False, True)

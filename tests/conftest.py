@@ -181,3 +181,63 @@ def tiny_config(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Callable[.
         return HarvestConfig(**{**options, **changed})
 
     return config
+
+
+@pytest.fixture
+def save_saelens() -> Callable[..., Path]:
+    """Write activations as SAELens's CacheActivationsRunner does: `save(folder, hooks, tokens)`.
+
+    `hooks` holds arrays (contexts, positions, width) by hook point.
+    """
+    from datasets import Array2D, Dataset, Features, Sequence, Value
+
+    def save(folder: Path, hooks: dict[str, Any], tokens: Any = None) -> Path:
+        columns: dict[str, Any] = dict(hooks)
+        features: dict[str, Any] = {
+            name: Array2D(shape=values.shape[1:], dtype=str(values.dtype))
+            for name, values in hooks.items()
+        }
+        if tokens is not None:
+            columns["token_ids"] = np.asarray(tokens, np.int32)
+            features["token_ids"] = Sequence(Value("int32"), length=tokens.shape[1])
+        Dataset.from_dict(columns, Features(features)).save_to_disk(folder, num_shards=2)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def save_llamascopium() -> Callable[..., Path]:
+    """Write one chunk as llamascopium's ActivationWriter does, with `meta` where rows have one.
+
+    `save(folder, number, activation, tokens, mask)`; `activation` may be of any leading
+    axes, the same as those of tokens and mask.
+    """
+    from safetensors.torch import save_file
+
+    def save(
+        folder: Path,
+        number: int,
+        activation: Any,
+        tokens: Any,
+        mask: Any,
+        kind: str = "safetensors",
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"chunk-{number:08d}.{kind}"
+        tensors = {
+            "activation": activation,
+            "tokens": tokens,
+            "mask": mask.int(),
+            "attention_mask": mask.int(),
+        }
+        meta = [{"model_name": "m"}] * len(tokens) if tokens.ndim > 1 else None
+        if kind == "pt":
+            torch.save(tensors | ({"meta": meta} if meta else {}), file)
+            return file
+        save_file(tensors, file)
+        if meta:
+            file.with_suffix(".meta.json").write_text(json.dumps(meta))
+        return file
+
+    return save

@@ -47,6 +47,7 @@ def assert_no_result(out: Path) -> None:
 
 def dataset(file: Path, *texts: str | None, field: str = "text") -> Path:
     lines = [json.dumps({field: text}) for text in texts]
+    file.parent.mkdir(exist_ok=True)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return file
 
@@ -126,6 +127,61 @@ def test_overwrite_replaces_a_store(harvest: Run, tmp_path: Path) -> None:
 
 def test_a_held_out_share_of_nothing(harvest: Run) -> None:
     assert "800 rows and 0 held-out rows" in harvest(held_out=0).out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("codec", ["bytes", "crc32c", "zstd"])
+@pytest.mark.parametrize("pack", ["--pack", "--no-pack"])
+def test_every_precision_codec_and_packing_go_together(
+    harvest: Run, tmp_path: Path, pack: str, codec: str, dtype: str
+) -> None:
+    """And hold the same rows: what they differ by is the precision."""
+    assert harvest(pack, codec=codec, dtype=dtype).code == 0
+    assert harvest(pack, out=tmp_path / "plain", dtype="float32").code == 0
+    store, plain = open_store(tmp_path / "store"), open_store(tmp_path / "plain")
+    layout = store.layout
+    assert (layout.codec, layout.dtype) == (codec, dtype)
+    assert layout.packing is not None
+    assert layout.packing.packed == (pack == "--pack")
+    assert np.array_equal(store.array("seq")[:], plain.array("seq")[:])
+    runs = [store.train.shard(k) for k in range(store.train.n_shards)]
+    rows, exact = (s.rows(s.layout.hook_points[0], s.train, runs).float() for s in (store, plain))
+    error = (rows - exact).square().mean() / exact.var(0).mean()
+    assert error < {"float32": 1e-12, "bfloat16": 1e-4, "int8": 1e-3}[dtype]
+
+
+def test_without_packing_a_sequence_ends_with_its_document(harvest: Run, tmp_path: Path) -> None:
+    """Long documents are split, short ones padded, and pads have no rows."""
+    text = dataset(tmp_path / "a.jsonl", "the tensor", "", "shard " * 30)
+    outcome = harvest("--no-pack", dataset=text, held_out=0, tokens=None)
+    assert outcome.code == 0
+    store = open_store(tmp_path / "store")
+    lengths = np.asarray(store.array("sequences/length")[:]).tolist()
+    tokens = np.asarray(store.array("sequences/token")[:])
+    ids = [0] + AutoTokenizer.from_pretrained(store.provenance["model"]["name"])("the tensor")[
+        "input_ids"
+    ]
+    assert tokens[0].tolist() == ids + [1] * (17 - len(ids))
+    assert lengths[0] == len(ids)
+    assert lengths[1:-1] == [17] * (len(lengths) - 2)
+    assert store.train.n_rows == sum(lengths) - len(lengths)
+    assert store.train.n_documents == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "flags", "told"),
+    [
+        (["--no-pack"], {}, "pack: True there, False now"),
+        ([], {"codec": "zstd"}, "codec: 'bytes' there, 'zstd' now"),
+        ([], {"dtype": "int8"}, "dtype: 'bfloat16' there, 'int8' now"),
+    ],
+)
+def test_a_store_of_other_options_is_not_gone_on_with(
+    harvest: Run, more: list[str], flags: dict[str, str], told: str
+) -> None:
+    assert harvest().code == 0
+    line = harvest(*more, **flags).refusal()
+    assert f"holds a store made with other options ({told}): name another folder" in line
 
 
 # The model.
@@ -257,6 +313,14 @@ def test_an_overflow_is_mended_by_what_the_message_says(
     assert harvest("--overwrite", dtype="float32", **options).code == 0
 
 
+def test_a_nan_is_no_int8(harvest: Run, poisoned: Callable[[float], tuple[Path, Path]]) -> None:
+    model, text = poisoned(float("nan"))
+    line = harvest(
+        model=model, dataset=text, hook="hook_embed", dtype="int8", held_out=0, tokens=None
+    ).refusal()
+    assert "gives NaN or infinity at hook_embed, document 7, sequence " in line
+
+
 def test_an_overflow_of_bfloat16(
     harvest: Run, poisoned: Callable[[float], tuple[Path, Path]]
 ) -> None:
@@ -334,7 +398,61 @@ def test_a_missing_dataset(harvest: Run, tmp_path: Path) -> None:
 def test_a_line_that_is_not_json(harvest: Run, tmp_path: Path) -> None:
     text = tmp_path / "a.jsonl"
     text.write_text('{"text": "a"}\n{"text": \n')
-    assert f"dataset {text} can't be " in harvest(dataset=text).refusal()
+    line = harvest(dataset=text).refusal()
+    told = (
+        f"document 1 of dataset {text}: line 2 of a.jsonl is not JSON (Expecting value, column 9)"
+    )
+    assert line == f"saeflow: {told}: mend it, or take it out"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_that_is_not_utf_8(harvest: Run, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_bytes("the store\n\nof Z\u00fcrich\n".encode("latin-1"))
+    line = harvest(dataset=text).refusal()
+    told = f"document 1 of dataset {text}: line 3 of a.txt is not UTF-8 at its byte 5"
+    assert line == f"saeflow: {told}: save the file as UTF-8"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (5, "int 5"),
+        (0.5, "float 0.5"),
+        ({"a": 1}, "dict {'a': 1}"),
+        (["a"], "str 'a' at place 0 of a list"),
+        ([4, -4], "int -4 at place 1 of a list"),
+        ("a\ud800", r"half a surrogate pair, '\ud800' at character 1"),
+    ],
+    ids=str,
+)
+def test_a_document_that_is_no_text(
+    harvest: Run, tmp_path: Path, content: object, told: str
+) -> None:
+    text = tmp_path / "a.jsonl"
+    text.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("a", content, "b")))
+    line = harvest(dataset=text).refusal()
+    start = f"saeflow: document 1 of dataset {text}: field 'text' holds {told}"
+    assert line == f"{start}: give text, or token ids from 0"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_parquet_file_that_is_cut_short(harvest: Run, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    file = tmp_path / "a.parquet"
+    Dataset.from_dict({"text": ["the store"] * 100}).to_parquet(file)
+    file.write_bytes(file.read_bytes()[:200])
+    assert f"dataset {file} can't be opened: " in harvest(dataset=file).refusal()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_of_two_kinds_of_files(harvest: Run, tmp_path: Path) -> None:
+    dataset(tmp_path / "text/a.jsonl", "the store")
+    (tmp_path / "text/b.txt").write_text("the store")
+    line = harvest(dataset=tmp_path / "text").refusal()
+    assert f"dataset {tmp_path / 'text'} holds files of 2 kinds (json, text) to read" in line
     assert not (tmp_path / "store").exists()
 
 
@@ -421,6 +539,8 @@ def test_out_holds_a_store_of_a_newer_format(harvest: Run, tmp_path: Path) -> No
         ({"held_out": 1}, "--held-out is 1.0: it must be at least 0 and below 1"),
         ({"held_out": "nan"}, "--held-out is nan"),
         ({"seed": -1, "batch_size": 0}, "--batch-size is 0"),
+        ({"shard_rows": 0}, "--shard-rows is 0: it must be at least 1"),
+        ({"worker": "2/2"}, "--worker 2/2 is no share: give i/n with i from 0 to n - 1"),
     ],
 )
 def test_an_option_without_sense(harvest: Run, flags: dict[str, object], told: str) -> None:
@@ -432,12 +552,20 @@ def test_a_hook_point_named_twice(harvest: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [["--no-such-flag"], ["--dtype", "int3"], ["--tokens", "many"]], ids=lambda m: m[0]
+    "more",
+    [
+        ["--no-such-flag"],
+        ["--dtype", "int3"],
+        ["--codec", "gzip"],
+        ["--pack=yes"],
+        ["--tokens", "many"],
+    ],
+    ids=lambda m: m[0],
 )
 def test_wrong_usage_leaves_with_code_2(harvest: Run, more: list[str]) -> None:
     outcome = harvest(*more)
     assert outcome.code == 2
-    assert more[0] in outcome.err
+    assert more[0].partition("=")[0] in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -448,7 +576,12 @@ def test_wrong_usage_leaves_with_code_2(harvest: Run, more: list[str]) -> None:
         ("tokns = 5", "unknown option 'tokns': known are model, dataset, hook, out, tokens"),
         ('batch_size = "many"', "batch_size: Input should be a valid integer"),
         ('hook = "blocks.0"', "hook: Input should be a valid tuple"),
-        ('dtype = "int3"', "dtype: Input should be 'bfloat16', 'float16' or 'float32'"),
+        (
+            'dtype = "int3"',
+            "dtype: Input should be 'bfloat16', 'float16', 'float32' or 'int8'",
+        ),
+        ('codec = "gzip"', "codec: Input should be 'bytes', 'crc32c' or 'zstd', not 'gzip'"),
+        ('pack = "some"', "pack: Input should be a valid boolean"),
         ("held_out = 2", "--held-out is 2.0"),
     ],
 )

@@ -75,7 +75,10 @@ def test_again_says_that_it_was_trained_already(train: Run) -> None:
 
 def test_json_is_one_object_and_nothing_else(train: Run, tmp_path: Path) -> None:
     result = json.loads(train("--json").out)
-    assert result.pop("waited") >= 0
+    reading = result.pop("reading")
+    assert 0 <= reading["waited"] == result.pop("waited") <= 1
+    assert reading["rows_per_s"] > 0
+    assert result.pop("rows_kept") > 1024
     assert result == {
         "sae": str(tmp_path / "run" / "sae" / f"{HOOK}-topk-48"),
         "steps": 4,

@@ -107,7 +107,7 @@ def test_every_position_but_the_first_has_one_row(store: Any, folder: str) -> No
     assert np.array_equal(np.sort(seq * (context - 1) + pos - 1), np.arange(n * (context - 1)))
     assert pos.min() == 1
     assert np.array_equal(sequences[seq, pos], token)
-    assert set(sequences[:, 0]) == {store.attrs["saeflow"]["layout"]["bos"]}
+    assert set(sequences[:, 0]) == {store.attrs["saeflow"]["layout"]["packing"]["bos"]}
 
 
 def test_a_row_s_document_holds_its_token(store: Any) -> None:
@@ -157,6 +157,40 @@ def test_check_rows_finds_nothing_wrong(
     told = capsys.readouterr().out
     assert "1,000 of 1,000 rows agree to bf16 rounding" in told
     assert f"{LAST}         not checked" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "int8"},
+        {"dtype": "float32", "pack": False, "codec": "zstd"},
+        {"dtype": "float16", "codec": "crc32c"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_check_rows_knows_every_precision_with_packing_and_without(
+    check_rows: Callable[[list[str]], int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+) -> None:
+    config = HarvestConfig(
+        model="builtin",
+        dataset="builtin",
+        hook=(MIDDLE,),
+        out=tmp_path / "store",
+        tokens=2000,
+        context_size=64,
+        held_out=0.2,
+        device="cpu",
+        **options,
+    )
+    folder = harvest_activations(config).path
+    assert check_rows([str(folder), "--rows", "300"]) == 0
+    assert "300 of 300 rows agree" in capsys.readouterr().out
+    array: Any = zarr.open_array(folder / "acts" / MIDDLE, mode="r+")
+    array[3, 5] = 100 if array[3, 5] < 0 else -100
+    assert check_rows([str(folder), "--rows", "10000"]) == 1
 
 
 def test_check_rows_finds_one_wrong_number(

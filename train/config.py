@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from saeflow.config import require
+from saeflow.location import Place
+from saeflow.train.row_filter import RowFilter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class TrainConfig:
         BadInputError: an option's value makes no sense, or two contradict each other.
     """
 
-    store: Annotated[Path, Doc("Folder of a complete store.")]
+    store: Annotated[Place, Doc("Folder or s3://, gs:// or http(s):// URL of a complete store.")]
     out: Annotated[Path, Doc("Folder of the run.")]
     hook: Annotated[str | None, Doc("Hook point; not needed if the store holds one.")] = None
     arch: Annotated[Literal["topk", "relu"], Doc("Architecture of the SAE.")] = "topk"
@@ -43,9 +45,34 @@ class TrainConfig:
     seed: Annotated[int, Doc("Seed of the initial weights and of the order of rows.")] = 0
     device: Annotated[str, Doc("auto, cpu, or cuda.")] = "auto"
     log_every: Annotated[int, Doc("Steps between two lines of metrics.jsonl.")] = 50
+    drop_tokens: Annotated[
+        str | None,
+        Doc("Token ids whose rows are not trained on, like 13,198; 'special' for BOS, separator."),
+    ] = None
+    drop_massive: Annotated[
+        bool, Doc("Leave out rows with a norm over ten times the median of their shard.")
+    ] = False
+    positions: Annotated[
+        str | None, Doc("Positions in their sequence of the rows to train on, like 10-100 or 10-.")
+    ] = None
+    window_rows: Annotated[
+        int | None,
+        Doc(
+            "Rows that are mixed in memory; two such windows are held. Not needed for a permuted "
+            "store; 64 chunks of one that is compressed or remote, a million rows of one in "
+            "sequence order if not given."
+        ),
+    ] = None
+    reader: Annotated[
+        Literal["auto", "process", "thread"],
+        Doc("Who reads the store: a process of its own, or a thread where little is read."),
+    ] = "auto"
 
     def __post_init__(self) -> None:
-        positive = ("d_sae", "expansion", "k", "lr", "batch_size", "dead_after", "log_every")
+        positive = (
+            *("d_sae", "expansion", "k", "lr", "batch_size", "dead_after", "log_every"),
+            "window_rows",
+        )
         for name in positive:
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
@@ -70,6 +97,7 @@ class TrainConfig:
             self.k is None or self.arch == "topk",
             f"--k is for --arch topk: --arch {self.arch} has no fixed number of active latents",
         )
+        assert self.rows_where is not None  # a filter that makes no sense is refused now
         for name in ("warm_up", "decay"):
             value = getattr(self, name)
             require(
@@ -79,3 +107,8 @@ class TrainConfig:
             self.warm_up + self.decay <= 1,
             f"--warm-up {self.warm_up} and --decay {self.decay} overlap: their sum is at most 1",
         )
+
+    @property
+    def rows_where(self) -> RowFilter:
+        """Which rows are trained on."""
+        return RowFilter.parse(self.drop_tokens, self.positions, massive=self.drop_massive)

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +17,18 @@ from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
 from saeflow.files import PARTIAL, write_durably
 from saeflow.harvest.store import Store, open_store
+from saeflow.location import locate
 from saeflow.train.config import TrainConfig
+from saeflow.train.fill import Share
 from saeflow.train.folder import load_sae, metadata, save_sae
 from saeflow.train.loader import Loader
-from saeflow.train.order import choose_order
 from saeflow.train.parameters import Parameters
 from saeflow.train.plan import TrainPlan, make_plan
 from saeflow.train.sae import SAE
 from saeflow.train.trainer import Normalisation, Trainer
 
-_CONFIG, _METRICS = "config.toml", "metrics.jsonl"
-_ENTRIES = {_CONFIG, _CONFIG + PARTIAL, _METRICS, "sae", "checkpoints", "scores.json"}
+_CONFIG, _METRICS, _SPEED = "config.toml", "metrics.jsonl", "speed.jsonl"
+_ENTRIES = {_CONFIG, _CONFIG + PARTIAL, _METRICS, _SPEED, "sae", "checkpoints", "scores.json"}
 _SELF_TEST_ROWS = 8
 
 
@@ -39,7 +41,9 @@ class TrainResult:
         folder: where it is.
         steps, rows: how long it was trained.
         already_complete: nothing was left to do.
-        waited: share of the time that the trainer waited for rows; None if it didn't run.
+        rows_kept: rows of the store that were trained on, those that no filter left out.
+        reading: rows and GB a second, and the share of the time that the trainer waited
+            for them; None if it didn't run.
     """
 
     sae: SAE
@@ -47,7 +51,13 @@ class TrainResult:
     steps: int
     rows: int
     already_complete: bool
-    waited: float | None
+    rows_kept: int
+    reading: Mapping[str, Any] | None
+
+    @property
+    def waited(self) -> float | None:
+        """Share of the time that the trainer waited for rows."""
+        return None if self.reading is None else self.reading["waited"]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -56,7 +66,9 @@ class TrainResult:
             "steps": self.steps,
             "rows": self.rows,
             "already_complete": self.already_complete,
+            "rows_kept": self.rows_kept,
             "waited": self.waited,
+            "reading": self.reading,
         }
 
 
@@ -94,22 +106,22 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
             f"store {store.path} has changed since run {config.out} was trained on it: "
             "name another --out, or train again with --overwrite",
         )
-        return _result(sae, folder, plan, already_complete=True, waited=None)
+        return _result(sae, folder, plan, already_complete=True, reading=None)
     trainer = _make_trainer(config, plan, store, device)
-    order = choose_order(
-        store.layout, store.train, plan.hook_point, batch_size=config.batch_size, seed=config.seed
-    )
-    loader = Loader(store, plan.hook_point, order, config.batch_size, device)
-    waited = _fit(config, plan, trainer, loader)
+    share = Share(config.batch_size)
+    loader = Loader(store, (plan.hook_point,), plan.order, share, device, config.reader)
+    _fit(config, plan, trainer, loader)
     sae = SAE(
         plan.architecture,
         trainer.normalisation.folded(trainer.parameters).cpu(),
         _cfg(config, plan, store, trainer),
         trainer.normalisation.mean.cpu(),
     )
-    rows = store.rows(plan.hook_point, store.train, order.runs(0, _SELF_TEST_ROWS)).float()
+    runs = plan.order.runs(0, _SELF_TEST_ROWS)
+    rows = store.rows(plan.hook_point, store.train, runs).float()
     save_sae(sae, folder, rows)
-    return _result(load_sae(folder), folder, plan, already_complete=False, waited=waited)
+    reading = loader.figures() if plan.n_steps else None
+    return _result(load_sae(folder), folder, plan, already_complete=False, reading=reading)
 
 
 def _claim(config: TrainConfig, *, overwrite: bool) -> None:
@@ -130,12 +142,12 @@ def _claim(config: TrainConfig, *, overwrite: bool) -> None:
 
 def _refuse_other_options(config: TrainConfig) -> None:
     before, now = (
-        to_plain(replace(options, store=options.store.resolve()))
+        to_plain(replace(options, store=str(locate(options.store).resolve())))
         for options in (load_config(TrainConfig, config.out / _CONFIG, {}), config)
     )
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted({*before, *now} - {"out"})
+        for key in sorted({*before, *now} - {"out", "reader"})  # who reads changes nothing
         if before.get(key) != now.get(key)
     ]
     if changed:
@@ -156,27 +168,38 @@ def _make_trainer(
     return Trainer(plan.architecture, parameters, normalisation, plan.schedule, config.dead_after)
 
 
-def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader) -> float | None:
-    """Run all steps; the share of the time spent waiting for rows."""
-    started = time.perf_counter()
+def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader) -> None:
+    """Run all steps."""
+    kept = plan.order.rows_per_epoch
+    if plan.order.kept is not None:
+        share = kept / plan.order.n_rows
+        console.say(f"training on {kept:,} of {plan.order.n_rows:,} rows ({share:.1%})")
     with (
         (config.out / _METRICS).open("w", encoding="utf-8") as log,
+        (config.out / _SPEED).open("w", encoding="utf-8") as speed,
         console.meter("training", plan.n_steps * plan.batch_size, "rows") as meter,
+        closing(loader.batches(0, plan.n_steps)) as batches,
     ):
         note = ""
-        batches = loader.batches(0, plan.n_steps)
         for line in trainer.fit(batches, 0, log_every=config.log_every):
             if line is not None:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
+                speed.write(json.dumps({"step": line["step"], **loader.figures()}) + "\n")
+                speed.flush()
                 note = f"FVU {line['row_fvu']:.3f}, L0 {line['l0']:.1f}, dead {line['dead']}"
             meter.advance(plan.batch_size, note)
-    return loader.waited / (time.perf_counter() - started) if plan.n_steps else None
+    if plan.n_steps:
+        reading = loader.figures()
+        console.say(
+            f"read {reading['rows_per_s']:,} rows/s, {reading['gb_per_s']} GB/s; "
+            f"the trainer waited for them {reading['waited']:.1%} of the time"
+        )
 
 
 def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -> dict[str, Any]:
     """cfg.json: what SAELens 6 needs, and our provenance under `metadata.saeflow`."""
-    provenance = store.provenance
+    provenance, packing = store.provenance, store.layout.packing
     hook_z = len(plan.hook_point.shape) > 1
     return {
         **plan.architecture.to_cfg(),
@@ -190,8 +213,8 @@ def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -
         "metadata": metadata(
             model_name=provenance["model"]["name"],
             hook_name=plan.hook_point.name,
-            context_size=store.layout.packing.context_size,
-            prepend_bos=True,
+            context_size=packing.context_size if packing else None,
+            prepend_bos=True if packing else None,
             dataset_path=provenance["dataset"],
             training_architecture=plan.architecture.name,
             saeflow={
@@ -203,6 +226,7 @@ def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -
                 },
                 "train": to_plain(config),
                 "rows": plan.n_steps * plan.batch_size,
+                "rows_kept": plan.order.rows_per_epoch,
                 "dead": int((trainer.since_fired >= trainer.dead_after).sum()),
             },
         ),
@@ -210,7 +234,12 @@ def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -
 
 
 def _result(
-    sae: SAE, folder: Path, plan: TrainPlan, *, already_complete: bool, waited: float | None
+    sae: SAE,
+    folder: Path,
+    plan: TrainPlan,
+    *,
+    already_complete: bool,
+    reading: Mapping[str, Any] | None,
 ) -> TrainResult:
     return TrainResult(
         sae=sae,
@@ -218,5 +247,6 @@ def _result(
         steps=plan.n_steps,
         rows=plan.n_steps * plan.batch_size,
         already_complete=already_complete,
-        waited=waited,
+        rows_kept=plan.order.rows_per_epoch,
+        reading=reading,
     )

@@ -12,27 +12,67 @@ if TYPE_CHECKING:
     from saeflow.evaluate.config import EvaluateConfig as EvaluateConfig
     from saeflow.evaluate.run import evaluate_sae as evaluate_sae
     from saeflow.harvest.config import HarvestConfig as HarvestConfig
+    from saeflow.harvest.importing.config import ImportConfig as ImportConfig
+    from saeflow.harvest.importing.run import import_activations as import_activations
     from saeflow.harvest.run import harvest_activations as harvest_activations
     from saeflow.harvest.store import Store as Store
     from saeflow.harvest.store import open_store as open_store
+    from saeflow.harvest.verify import verify_store as verify_store
     from saeflow.train.config import TrainConfig as TrainConfig
     from saeflow.train.folder import load_sae as load_sae
+    from saeflow.train.info import StoreInfo as StoreInfo
+    from saeflow.train.info import store_info as store_info
     from saeflow.train.run import train_sae as train_sae
     from saeflow.train.sae import SAE as SAE
+    from saeflow.train.seeds.capacity import CapacityMetric as CapacityMetric
+    from saeflow.train.seeds.classwise import ClasswiseWrapperWithMean as ClasswiseWrapperWithMean
+    from saeflow.train.seeds.firing import FeatureDensityMetric as FeatureDensityMetric
+    from saeflow.train.seeds.firing import NeuronActivityMetric as NeuronActivityMetric
+    from saeflow.train.seeds.firing import NeuronFiredCountMetric as NeuronFiredCountMetric
+    from saeflow.train.seeds.l0_norm import L0NormMetric as L0NormMetric
+    from saeflow.train.seeds.losses import L1AbsoluteLoss as L1AbsoluteLoss
+    from saeflow.train.seeds.losses import L2ReconstructionLoss as L2ReconstructionLoss
+    from saeflow.train.seeds.losses import SparseAutoencoderLoss as SparseAutoencoderLoss
+    from saeflow.train.seeds.matryoshka import Matryoshka as Matryoshka
+    from saeflow.train.seeds.matryoshka import MatryoshkaObjective as MatryoshkaObjective
+    from saeflow.train.seeds.score import ReconstructionScoreMetric as ReconstructionScoreMetric
+    from saeflow.train.seeds.squared_error import mean_squared_err as mean_squared_err
+    from saeflow.train.seeds.vanilla import Vanilla as Vanilla
+    from saeflow.train.seeds.vanilla import VanillaObjective as VanillaObjective
 
 _HOMES = {
     "BadInputError": "saeflow.errors",
+    "CapacityMetric": "saeflow.train.seeds.capacity",
+    "ClasswiseWrapperWithMean": "saeflow.train.seeds.classwise",
     "EvaluateConfig": "saeflow.evaluate.config",
+    "FeatureDensityMetric": "saeflow.train.seeds.firing",
     "HarvestConfig": "saeflow.harvest.config",
+    "ImportConfig": "saeflow.harvest.importing.config",
+    "L0NormMetric": "saeflow.train.seeds.l0_norm",
+    "L1AbsoluteLoss": "saeflow.train.seeds.losses",
+    "L2ReconstructionLoss": "saeflow.train.seeds.losses",
+    "Matryoshka": "saeflow.train.seeds.matryoshka",
+    "MatryoshkaObjective": "saeflow.train.seeds.matryoshka",
+    "NeuronActivityMetric": "saeflow.train.seeds.firing",
+    "NeuronFiredCountMetric": "saeflow.train.seeds.firing",
+    "ReconstructionScoreMetric": "saeflow.train.seeds.score",
     "SAE": "saeflow.train.sae",
     "SaeflowError": "saeflow.errors",
+    "SparseAutoencoderLoss": "saeflow.train.seeds.losses",
     "Store": "saeflow.harvest.store",
+    "StoreInfo": "saeflow.train.info",
     "TrainConfig": "saeflow.train.config",
+    "Vanilla": "saeflow.train.seeds.vanilla",
+    "VanillaObjective": "saeflow.train.seeds.vanilla",
     "evaluate_sae": "saeflow.evaluate.run",
     "harvest_activations": "saeflow.harvest.run",
+    "import_activations": "saeflow.harvest.importing.run",
     "load_sae": "saeflow.train.folder",
+    "mean_squared_err": "saeflow.train.seeds.squared_error",
     "open_store": "saeflow.harvest.store",
+    "store_info": "saeflow.train.info",
     "train_sae": "saeflow.train.run",
+    "verify_store": "saeflow.harvest.verify",
 }
 
 __all__ = sorted(_HOMES)

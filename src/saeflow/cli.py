@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from saeflow.config import load_config, to_plain, to_toml
-from saeflow.errors import SaeflowError
+from saeflow.errors import BadInputError, SaeflowError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.harvest.config import HarvestConfig
+from saeflow.harvest.importing.config import ImportConfig
 from saeflow.options import ConfigFile, DryRun, Json, Overwrite, with_options_of
 from saeflow.train.config import TrainConfig
 
@@ -67,10 +68,50 @@ def harvest(
     result = harvest_activations(options, overwrite=overwrite).to_json()
     if json:
         return console.print_json(result)
+    if not result["complete"]:
+        print(
+            f"worker {result['worker']} has done its {result['shards']:,} shards of store "
+            f"{result['store']}; {result['shards_missing']:,} of {result['shards_total']:,} "
+            "are still other workers'"
+        )
+        return None
     done = "is complete already" if result["already_complete"] else "is complete"
     print(
         f"store {result['store']} {done}: {result['rows']:,} rows and "
         f"{result['held_out_rows']:,} held-out rows of {', '.join(result['hook_points'])}, "
+        f"{result['bytes']:,} bytes"
+    )
+    return None
+
+
+@app.command("import")
+@with_options_of(ImportConfig, argument="source")
+def import_(
+    *,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    overwrite: Overwrite = False,
+    **flags: Any,
+) -> None:
+    """Put activations that you already have into a store.
+
+    Run again with the same options, it continues where it was stopped.
+    """
+    options = load_config(ImportConfig, config, flags)
+    from saeflow import console
+    from saeflow.harvest.importing.run import import_activations, plan_import
+
+    if dry_run:
+        return _show_plan(options, plan_import(options).to_json(), as_json=json)
+    result = import_activations(options, overwrite=overwrite).to_json()
+    if json:
+        return console.print_json(result)
+    done = "is complete already" if result["already_complete"] else "is complete"
+    masked = f" ({result['masked_rows']:,} masked ones left out)" if result["masked_rows"] else ""
+    print(
+        f"store {result['store']} {done}: {result['rows']:,} rows and "
+        f"{result['held_out_rows']:,} held-out rows of {', '.join(result['hook_points'])}{masked}, "
         f"{result['bytes']:,} bytes"
     )
     return None
@@ -125,6 +166,65 @@ def evaluate(
     print_table({result.name: result})
     print(result.verdict)
     return None
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="Folder of a store.", show_default=False)],
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again what is damaged, from the source.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the source model is now, if it was moved.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Where the dataset is now, if it was moved.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Read every byte of a store and name what is not as it was written."""
+    from saeflow import console
+    from saeflow.harvest.again import Source
+    from saeflow.harvest.repair import repair_store
+    from saeflow.harvest.verify import verify_store
+
+    if not repair and (model or dataset or trust_remote_code):
+        raise BadInputError("--model, --dataset and --trust-remote-code are for --repair: add that")
+    found = left = verify_store(store)
+    repaired: tuple[str, ...] = ()
+    if not json:
+        for problem in found.problems:
+            print(problem)
+    if repair and not found.whole:
+        source = Source(model=model, dataset=dataset, trust_remote_code=trust_remote_code)
+        repaired = repair_store(found, source)
+        left = verify_store(store) if repaired else found
+    if json:
+        console.print_json({**left.to_json(), "repaired": list(repaired)})
+    elif left.whole:
+        print(left.summary(len(repaired)))
+    if not left.whole:
+        console.say(left.summary(len(repaired)))
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    store: Annotated[str, typer.Argument(help="Folder or URL of a store.", show_default=False)],
+    *,
+    json: Json = False,
+) -> None:
+    """Say what a store holds, where it is from, and how well its rows are mixed."""
+    from saeflow import console
+    from saeflow.train.info import store_info
+    from saeflow.train.info_table import print_info
+
+    found = store_info(store)
+    return console.print_json(found.to_json()) if json else print_info(found)
 
 
 @app.command()

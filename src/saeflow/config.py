@@ -8,9 +8,10 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from saeflow.errors import BadInputError
+from saeflow.location import Place, Url, is_collapsed, locate
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,8 +42,13 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
         if name not in known:
             where = file if name in from_file else "command line"
             raise BadInputError(f"{where}: unknown option '{name}': known are {', '.join(known)}")
+    hints = get_type_hints(cls)
+    values = {
+        name: _place(value) if hints[name] == Place else value
+        for name, value in {**from_file, **given}.items()
+    }
     try:
-        return TypeAdapter(cls).validate_python({**from_file, **given})
+        config = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -51,6 +57,10 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
             raise BadInputError(f"{flag} is needed: give it as a flag or in --config") from error
         where = f"{file}: {name}" if name not in given else flag
         raise BadInputError(f"{where}: {first['msg']}, not {first['input']!r}") from error
+    for field in dataclasses.fields(config):
+        if is_collapsed(getattr(config, field.name)):
+            raise BadInputError(f"--{field.name.replace('_', '-')} is a URL: give a folder")
+    return config
 
 
 def to_plain(config: "DataclassInstance") -> dict[str, Any]:
@@ -81,6 +91,14 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise BadInputError(message)
+
+
+def _place(value: Any) -> Any:
+    """Text that names a folder as a path; a URL stays text, which no path keeps as it is."""
+    if not isinstance(value, str):
+        return value
+    place = locate(value)
+    return str(place) if isinstance(place, Url) else place
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -20,3 +20,8 @@ def choose_device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise BadInputError(f"--device {name}: this machine has no usable GPU: give cpu or auto")
     return name
+
+
+def share_gpus(number: int) -> str:
+    """The GPU of one of several processes on this machine: one process a GPU while they last."""
+    return f"cuda:{number % torch.cuda.device_count()}"

@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from saeflow.location import Place
+
 Command = Callable[..., None]
 
 
@@ -52,7 +54,7 @@ def _parameter(
     field: "dataclasses.Field[Any]", hint: Any, *, positional: bool
 ) -> inspect.Parameter:
     kind, documentation = get_args(hint)
-    base = _without_none(kind)
+    base = str if kind == Place else _without_none(kind)
     if get_origin(base) is tuple:
         base = list[get_args(base)[0]]  # type: ignore[misc]  # built at run time, for typer
     help_text = documentation.documentation
@@ -60,7 +62,7 @@ def _parameter(
     if positional:
         info = typer.Argument(help=help_text, show_default=False)
     else:
-        if not any(field.default is none for none in (dataclasses.MISSING, None, False)):
+        if not any(field.default is none for none in (dataclasses.MISSING, None, False, ())):
             help_text += f" (default {field.default})"
         if field.default is dataclasses.MISSING:
             help_text += " (needed)"

@@ -1,5 +1,6 @@
 """The stored rows, held against the source model run anew."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 import zarr
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from saeflow.harvest import build
 from saeflow.harvest.capture import capture
@@ -67,7 +68,9 @@ def test_row_names_agree_with_the_stored_sequences(store: Store, split: Split) -
     names = names_of(store, split)
     sequences = store.sequences(split, 0, split.n_sequences)
     assert np.array_equal(sequences[names["seq"], names["pos"]], names["token"])
-    assert (sequences[:, 0] == store.layout.packing.bos).all()
+    packing = store.layout.packing
+    assert packing is not None
+    assert np.array_equal(sequences[:, 0], np.full(split.n_sequences, packing.bos))
 
 
 def test_no_document_is_in_both_splits(store: Store) -> None:
@@ -135,6 +138,123 @@ def test_batches_never_cross_a_shard(tiny_config: Options, monkeypatch: pytest.M
     monkeypatch.setattr(build, "capture", counted)
     harvest_activations(tiny_config(batch_size=20, shard_rows=48 * 16, held_out=0.0))
     assert sizes == [20, 20, 8, 20, 20, 8, 4]
+
+
+@pytest.fixture(scope="module")
+def unpacked(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A float32 store of the tiny text with packing off, documents of up to 60 words split."""
+    config = HarvestConfig(
+        model=str(tiny_model),
+        dataset=str(tiny_text),
+        hook=("blocks.1.hook_resid_post",),
+        out=tmp_path_factory.mktemp("unpacked") / "store",
+        context_size=33,
+        batch_size=7,
+        pack=False,
+        dtype="float32",
+        shard_rows=500,
+        held_out=0.2,
+        device="cpu",
+    )
+    return harvest_activations(config).store
+
+
+def test_without_packing_every_token_of_every_document_is_stored_once(
+    unpacked: Store, tokenizer: PreTrainedTokenizerBase, tiny_text: Path
+) -> None:
+    found: dict[int, list[int]] = {}
+    for split in unpacked.layout.splits.values():
+        names = names_of(unpacked, split)
+        for row in np.lexsort((names["pos"], names["seq"])):
+            found.setdefault(int(names["doc"][row]), []).append(int(names["token"][row]))
+    texts = [json.loads(line)["text"] for line in tiny_text.read_text().splitlines()]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert found == dict(enumerate(expected))
+
+
+def test_without_packing_a_sequence_ends_with_its_document(unpacked: Store) -> None:
+    """Long documents are split and not cut: all of a document's sequences but the last are full."""
+    for split in unpacked.layout.splits.values():
+        names = names_of(unpacked, split)
+        lengths = np.asarray(unpacked.array(f"{split.folder}sequences/length")[:])
+        document = np.zeros(split.n_sequences, int)
+        document[names["seq"]] = names["doc"]
+        assert (document[names["seq"]] == names["doc"]).all()  # one document a sequence
+        assert np.array_equal(np.bincount(names["seq"]), lengths - 1)
+        goes_on = document[1:] == document[:-1]
+        assert goes_on.any()
+        assert (lengths[:-1][goes_on] == 33).all()
+        assert lengths.min() < 33
+        assert lengths.max() == 33
+
+
+def test_without_packing_rows_are_those_of_each_context_run_alone(
+    unpacked: Store, source_model: SourceModel
+) -> None:
+    """Neither the padding nor the other sequences of a batch change a row."""
+    hook = "blocks.1.hook_resid_post"
+    for split in unpacked.layout.splits.values():
+        names, rows = names_of(unpacked, split), all_rows(unpacked, split, hook)
+        lengths = np.asarray(unpacked.array(f"{split.folder}sequences/length")[:])
+        sequences = unpacked.sequences(split, 0, split.n_sequences).astype(np.int64)
+        for k in range(0, split.n_sequences, 5):
+            alone = torch.from_numpy(sequences[k : k + 1, : lengths[k]])
+            with torch.inference_mode():
+                _, cache = source_model.bridge.run_with_cache(alone, names_filter=hook)
+            here = np.flatnonzero(names["seq"] == k)
+            expected = cache[hook][0, torch.from_numpy(names["pos"][here].astype(int))]
+            torch.testing.assert_close(rows[torch.from_numpy(here)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_packing_too_a_limit_is_rounded_up_to_whole_sequences(
+    tiny_config: Options,
+) -> None:
+    store = harvest_activations(tiny_config(pack=False)).store
+    rows = store.train.n_rows + store.held_out.n_rows
+    assert 1600 <= rows < 1600 + 16
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_int8_is_float32_to_within_half_a_scale(
+    tiny_config: Options, tmp_path: Path, pack: bool
+) -> None:
+    hook, options = "blocks.1.hook_resid_post", {"pack": pack, "tokens": 4000}
+    stores = [
+        harvest_activations(
+            tiny_config(dtype=dtype, out=tmp_path / dtype, hook=(hook,), **options)
+        ).store
+        for dtype in ("float32", "int8")
+    ]
+    exact, rough = (zarr.open_group(store.path, mode="r") for store in stores)
+    mean, deviation = np.asarray(rough[f"quant/{hook}"])
+    for split in stores[0].layout.splits.values():
+        expected = np.asarray(exact[f"{split.folder}acts/{hook}"])
+        q, scale = (np.asarray(rough[f"{split.folder}{a}/{hook}"]) for a in ("acts", "scale"))
+        widened = q * scale[:, None] * deviation + mean
+        error = np.abs(widened - expected)
+        assert (error <= scale[:, None] * deviation * 0.5001 + 1e-6).all()
+        lost = (error**2).sum() / ((expected - expected.mean(0)) ** 2).sum()
+        print(f"{split.name}: share of the variance lost {lost:.2e}")
+        assert lost < 1e-4
+        norms = np.asarray(rough[f"{split.folder}norm/{hook}"])
+        np.testing.assert_allclose(norms, np.linalg.norm(widened, axis=1), rtol=1e-5)
+        for name in ("token", "doc", "seq", "pos"):
+            path = f"{split.folder}{name}"
+            assert np.array_equal(np.asarray(exact[path]), np.asarray(rough[path]))
+        rows = all_rows(stores[1], split, hook)
+        np.testing.assert_allclose(rows.float().numpy(), widened, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["crc32c", "zstd"])
+def test_a_codec_changes_no_row(tiny_config: Options, tmp_path: Path, codec: str) -> None:
+    hook = "blocks.0.hook_resid_post"
+    plain, coded = (
+        harvest_activations(tiny_config(codec=c, out=tmp_path / c)).store for c in ("bytes", codec)
+    )
+    for split in plain.layout.splits.values():
+        for name in (f"acts/{hook}", f"norm/{hook}", "token", "seq", "pos"):
+            one, other = (np.asarray(s.array(f"{split.folder}{name}")[:]) for s in (plain, coded))
+            assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2**-11), ("float32", 1e-5)])

@@ -1,24 +1,14 @@
-"""The commit log and the lock."""
+"""The commit logs: what counts as a shard, and what doesn't."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from saeflow.errors import BadInputError
+from saeflow.errors import SaeflowError
 from saeflow.harvest import commits
 
 RECORDS = [{"split": "train", "shard": 0, "rows": 5}, {"split": "heldout", "shard": 0, "rows": 3}]
-
-HOLDER = """
-import sys, pathlib
-from saeflow.harvest import commits
-with commits.locked(pathlib.Path(sys.argv[1])):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
 
 
 def test_a_store_without_a_log_has_no_shards(tmp_path: Path) -> None:
@@ -31,56 +21,67 @@ def test_appended_records_are_read_back_by_split_and_number(tmp_path: Path) -> N
     assert commits.read_records(tmp_path) == {("train", 0): RECORDS[0], ("heldout", 0): RECORDS[1]}
 
 
+def test_the_logs_of_all_workers_count_together(tmp_path: Path) -> None:
+    for rank, record in zip((0, 12), RECORDS, strict=True):
+        commits.append(tmp_path, record, rank)
+    names = {path.name for path in (tmp_path / commits.LOGS).iterdir()}
+    assert names == {"rank00000.jsonl", "rank00012.jsonl"}
+    assert commits.read_records(tmp_path) == {("train", 0): RECORDS[0], ("heldout", 0): RECORDS[1]}
+
+
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_a_line_cut_short_does_not_count_and_is_taken_away(tmp_path: Path, cut: int) -> None:
     for record in RECORDS:
         commits.append(tmp_path, record)
-    log = tmp_path / commits.LOG
+    log = commits.log_path(tmp_path, 0)
     log.write_bytes(log.read_bytes()[:-cut])
     assert list(commits.read_records(tmp_path)) == [("train", 0)]
-    commits.recover(tmp_path)
+    commits.cut_torn_line(tmp_path)
     commits.append(tmp_path, RECORDS[1])
     assert list(commits.read_records(tmp_path).values()) == RECORDS
 
 
-def test_the_manifest_takes_over_from_the_log(tmp_path: Path) -> None:
+def test_a_worker_leaves_the_torn_line_of_another_one_alone(tmp_path: Path) -> None:
     commits.append(tmp_path, RECORDS[0])
+    commits.append(tmp_path, RECORDS[1], 1)
+    log = commits.log_path(tmp_path, 1)
+    log.write_bytes(log.read_bytes()[:-1])  # as a reader may see it while it is being written
+    commits.cut_torn_line(tmp_path, 0)
+    assert list(commits.read_records(tmp_path)) == [("train", 0)]
+    log.write_bytes(log.read_bytes() + b"\n")
+    assert len(commits.read_records(tmp_path)) == 2
+
+
+def test_a_whole_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+    commits.append(tmp_path, RECORDS[0])
+    log = commits.log_path(tmp_path, 0)
+    log.write_bytes(log.read_bytes() + bytes(8) + b"\n")
+    with pytest.raises(SaeflowError, match=r"rank00000\.jsonl is damaged at line 2: take the line"):
+        commits.read_records(tmp_path)
+
+
+def test_the_manifest_takes_over_from_the_logs(tmp_path: Path) -> None:
+    commits.append(tmp_path, RECORDS[0])
+    commits.append(tmp_path, RECORDS[1], 1)
     (tmp_path / commits.MANIFEST).write_text(json.dumps({"shards": RECORDS}))
     commits.drop_log(tmp_path)
     commits.drop_log(tmp_path)
-    assert not (tmp_path / commits.LOG).parent.exists()
+    assert not (tmp_path / commits.LOGS).exists()
     assert list(commits.read_records(tmp_path).values()) == RECORDS
 
 
-def test_recovery_removes_files_under_temporary_names_only(tmp_path: Path) -> None:
+def test_a_sweep_removes_files_under_temporary_names_only(tmp_path: Path) -> None:
     (tmp_path / "acts").mkdir()
     for name in ("acts/0", "acts/1.partial"):
         (tmp_path / name).write_text("rows")
-    commits.recover(tmp_path)
+    commits.sweep(tmp_path)
     assert [p.name for p in (tmp_path / "acts").iterdir()] == ["0"]
 
 
-def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(store)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(BadInputError, match="is being written by another process: wait for it"):
-            commits.locked(store).__enter__()
-        holder.kill()
-    with commits.locked(store):
-        pass
-    with commits.locked(store):
-        pass
-
-
-def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), commits.locked(tmp_path):
-        raise KeyError
-    with commits.locked(tmp_path):
-        pass
+def test_a_full_disk_is_named_by_the_log(tmp_path: Path) -> None:
+    (tmp_path / commits.LOGS).mkdir(parents=True)
+    log = commits.log_path(tmp_path, 0)
+    log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        commits.append(tmp_path, RECORDS[0])
+    assert error.value.filename == str(log)

@@ -100,7 +100,7 @@ def test_nothing_and_white_space_are_empty_documents(tmp_path: Path) -> None:
     assert read(file) == ["a", "", "", ""]
 
 
-@pytest.mark.parametrize("wrong", [12, {"a": 1}, ["words"], [1, -2]])
+@pytest.mark.parametrize("wrong", [12, {"a": 1}, ["words"], [1, -2], b"bytes"])
 def test_what_is_no_text_is_refused_by_its_number(tmp_path: Path, wrong: object) -> None:
     table([wrong]).save_to_disk(tmp_path / "saved")
     with pytest.raises(BadInputError, match=r"document 0 of dataset .*field 'text' holds"):
@@ -113,10 +113,10 @@ def test_a_missing_field_names_the_fields_there_are(tmp_path: Path) -> None:
         read(file)
 
 
-def test_a_broken_line_is_refused_by_the_files_name(tmp_path: Path) -> None:
+def test_a_broken_line_is_refused_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n{"text": ')
-    with pytest.raises(BadInputError, match=r"a\.jsonl can't be read"):
+    with pytest.raises(BadInputError, match=r"document 1 of .*: line 2 of a\.jsonl is not JSON"):
         read(file)
 
 

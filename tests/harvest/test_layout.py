@@ -1,24 +1,21 @@
 """The layout: attributes there and back, and the arithmetic of shards and chunks."""
 
+import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saeflow.harvest.layout import (
     DTYPES,
+    Codec,
     HookPoint,
     Layout,
     Split,
     choose_rows_per_shard,
-    create_arrays,
     sequence_chunk,
-    write_blocks,
 )
 from saeflow.harvest.store import Store
 from saeflow.harvest.tokens import Packing
@@ -46,6 +43,21 @@ def test_attributes_there_and_back_through_json() -> None:
     assert Layout.from_attributes(json.loads(json.dumps(layout.to_attributes()))) == layout
 
 
+@pytest.mark.parametrize("codec", ["bytes", "crc32c", "zstd"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_precision_and_codec_there_and_back(dtype: str, codec: Codec) -> None:
+    packing = Packing(context_size=11, bos=0, separator=1, packed=False)
+    layout = dataclasses.replace(layout_of(dtype=dtype), codec=codec, packing=packing)
+    assert Layout.from_attributes(json.loads(json.dumps(layout.to_attributes()))) == layout
+
+
+def test_imported_rows_have_no_packing_and_few_row_values() -> None:
+    layout = dataclasses.replace(layout_of(), packing=None, row_values=("doc",))
+    attributes = json.loads(json.dumps(layout.to_attributes()))
+    assert attributes["packing"] is None
+    assert Layout.from_attributes(attributes) == layout
+
+
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", "..", ".", "a\\b"])
 def test_a_hook_point_whose_name_is_a_path_is_refused(name: str) -> None:
     attributes = layout_of().to_attributes()
@@ -60,11 +72,20 @@ def _without(key: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "attributes",
-    [_without("dtype"), _without("splits"), {**_without("dtype"), "dtype": "int3"}],
-    ids=["no dtype", "no splits", "unknown dtype"],
+    [
+        _without("dtype"),
+        _without("splits"),
+        {**_without("dtype"), "dtype": "int3"},
+        {**_without("codec"), "codec": "numcodecs.pickle"},
+        {**_without("row_values"), "row_values": ["../token"]},
+        {**_without("packing"), "packing": {"context_size": 11}},
+    ],
+    ids=["no dtype", "no splits", "unknown dtype", "unknown codec", "a path", "half a packing"],
 )
 def test_attributes_that_describe_no_layout_are_refused(attributes: dict[str, Any]) -> None:
-    with pytest.raises((KeyError, ValueError), match=r"dtype|splits"):
+    with pytest.raises(
+        (KeyError, ValueError, TypeError), match=r"dtype|splits|int3|pickle|token|bos"
+    ):
         Layout.from_attributes(attributes)
 
 
@@ -99,23 +120,6 @@ def test_a_shard_is_a_power_of_two_of_rows_and_no_larger_than_needed(
     assert rows.bit_count() == 1
     assert rows * d_in * 2 <= 256 * 2**20
     assert rows < 2 * n_rows
-
-
-def test_absent_rows_read_as_not_a_number_and_the_largest_id(tmp_path: Path) -> None:
-    layout = layout_of(dtype="float16")
-    create_arrays(tmp_path, layout, layout.splits["train"])
-    group: Any = zarr.open_group(tmp_path, mode="r")
-    assert np.isnan(group["acts/z"][:]).all()
-    assert group["acts/z"].shape == (150, 32)
-    assert (group["token"][:] == 2**32 - 1).all()
-
-
-@pytest.mark.parametrize("n_rows", [0, 1, 7, 10])
-def test_blocks_make_up_the_array(tmp_path: Path, n_rows: int) -> None:
-    values = np.arange(n_rows * 3, dtype=np.uint32).reshape(n_rows, 3)
-    for _ in range(2):  # the second time over what the first one left
-        write_blocks(tmp_path, "a/b", values, ("x", "y"), 4, lambda i, j: values[i:j])
-    assert np.array_equal(zarr.open_array(tmp_path / "a/b", mode="r")[:], values)
 
 
 def test_a_sequence_chunk_is_4_mib_of_tokens() -> None:

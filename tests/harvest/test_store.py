@@ -169,5 +169,5 @@ def test_reading_attributes_of_nothing_is_nothing(tmp_path: Path) -> None:
 
 
 def test_the_identity_is_the_hash_of_the_manifest(store: Store) -> None:
-    manifest = (store.path / commits.MANIFEST).read_bytes()
+    manifest = (store.folder / commits.MANIFEST).read_bytes()
     assert store.identity == hashlib.sha256(manifest).hexdigest()

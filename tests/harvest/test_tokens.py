@@ -1,5 +1,6 @@
 """Documents into tokens: the policy of packing, and the held-out choice."""
 
+import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -14,11 +15,14 @@ from saeflow.harvest.documents import Document
 from saeflow.harvest.tokens import Packing, choose_packing, is_held_out, tokenize
 
 EOS = 1
+PACKED = Packing(context_size=8, bos=0, separator=EOS)
 
 
-def ids_of(texts: Sequence[str | list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def ids_of(
+    texts: Sequence[str | list[int]], tokenizer: PreTrainedTokenizerBase, packing: Packing = PACKED
+) -> list[list[int]]:
     documents = [Document(i, text) for i, text in enumerate(texts)]
-    tokenized = list(tokenize(documents, tokenizer, separator=EOS, held_out=0.0))
+    tokenized = list(tokenize(documents, tokenizer, packing, held_out=0.0))
     assert [t.index for t in tokenized] == list(range(len(texts)))
     return [t.tokens.tolist() for t in tokenized]
 
@@ -50,6 +54,13 @@ def test_token_ids_are_taken_as_they_are(tokenizer: PreTrainedTokenizerBase) -> 
     assert ids_of(["the", [7, 8]], tokenizer)[1] == [7, 8, EOS]
 
 
+def test_without_packing_nothing_separates_documents(tokenizer: PreTrainedTokenizerBase) -> None:
+    unpacked = dataclasses.replace(PACKED, packed=False)
+    texts: list[str | list[int]] = ["the tensor", "", [7, EOS], "a row"]
+    packed = ids_of(texts, tokenizer)
+    assert ids_of(texts, tokenizer, unpacked) == [ids[:-1] for ids in packed]
+
+
 def test_documents_come_out_in_order_however_many(tokenizer: PreTrainedTokenizerBase) -> None:
     """More than one batch of the tokenizer, text and tokens mixed."""
     texts = ["a" * (i + 1) if i % 3 else [i + 3] for i in range(200)]
@@ -65,7 +76,7 @@ def test_the_held_out_choice_depends_on_the_content_alone(
 
     def held_out(order: list[str]) -> set[str]:
         documents = [Document(i, text) for i, text in enumerate(order)]
-        tokenized = tokenize(documents, tokenizer, separator=EOS, held_out=0.3)
+        tokenized = tokenize(documents, tokenizer, PACKED, held_out=0.3)
         return {text for text, t in zip(order, tokenized, strict=True) if t.held_out}
 
     chosen = held_out(texts)
@@ -117,6 +128,8 @@ def test_the_tokenizer_decides_what_opens_and_separates(
     packing = choose_packing(tokenizer, 8)
     assert (packing.bos, packing.separator) == expected
     assert packing.rows_per_sequence == 7
+    assert packing.packed
+    assert not choose_packing(tokenizer, 8, packed=False).packed
 
 
 def test_a_tokenizer_with_neither_is_refused() -> None:

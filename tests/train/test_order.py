@@ -2,57 +2,121 @@
 
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeflow.harvest.layout import HookPoint, Layout, Split
 from saeflow.harvest.store import Store
 from saeflow.harvest.tokens import Packing
-from saeflow.train.order import StreamOrder, choose_order
+from saeflow.train.choose import choose_order
+from saeflow.train.fill import Share
+from saeflow.train.order import KeptRows, StreamOrder
 
-orders = st.builds(
-    StreamOrder,
-    n_rows=st.integers(1, 300),
-    rows_per_strip=st.sampled_from([1, 2, 4, 8, 64, 512]),
-    seed=st.integers(0, 2**32),
-)
+
+@st.composite
+def all_orders(draw: st.DrawFn) -> StreamOrder:
+    """Strips or windows, filtered or not, over splits down to a single row."""
+    n_rows = draw(st.integers(1, 300))
+    rows_per_strip = draw(st.sampled_from([1, 2, 4, 8, 64, 512]))
+    kept = None
+    if draw(st.booleans()):
+        keep = np.random.default_rng(draw(st.integers(0, 99))).random(n_rows) < draw(
+            st.sampled_from([0.02, 0.5, 0.98])
+        )
+        keep[draw(st.integers(0, n_rows - 1))] = True
+        kept = KeptRows.of(np.packbits(keep, bitorder="little"), n_rows, rows_per_strip)
+    window = draw(st.sampled_from([0, 0, 1, 2, 3, 100]))
+    return StreamOrder(n_rows, rows_per_strip, draw(st.integers(0, 2**32)), window, kept)
+
+
+orders = all_orders()
+
+
+def kept_rows(order: StreamOrder) -> list[int]:
+    """The rows that an epoch must hold."""
+    if order.kept is None:
+        return list(range(order.n_rows))
+    return list(map(int, np.flatnonzero(np.unpackbits(order.kept.bits, bitorder="little"))))
 
 
 def stream(order: StreamOrder, first: int, count: int) -> list[int]:
-    return [row for run in order.runs(first, count) for row in run]
+    return list(map(int, order.rows(first, count)))
 
 
 @given(orders, st.integers(0, 1000))
-def test_every_row_comes_once_an_epoch(order: StreamOrder, epoch: int) -> None:
-    rows = stream(order, epoch * order.n_rows, order.n_rows)
-    assert sorted(rows) == list(range(order.n_rows))
+def test_every_kept_row_comes_once_an_epoch(order: StreamOrder, epoch: int) -> None:
+    rows = stream(order, epoch * order.rows_per_epoch, order.rows_per_epoch)
+    assert sorted(rows) == kept_rows(order)
 
 
 @given(orders, st.integers(1, 97))
 def test_batches_of_any_size_are_cuts_of_one_stream(order: StreamOrder, batch: int) -> None:
-    n_steps = -(-3 * order.n_rows // batch)
+    batch = min(batch, 2 * order.rows_per_epoch)
+    n_steps = min(20, -(-3 * order.rows_per_epoch // batch))
     batches = [stream(order, step * batch, batch) for step in range(n_steps)]
     assert {len(rows) for rows in batches} == {batch}
     assert list(chain.from_iterable(batches)) == stream(order, 0, n_steps * batch)
 
 
-@given(orders, st.integers(1, 50))
-def test_resumed_at_any_step_the_rest_is_the_same(order: StreamOrder, batch: int) -> None:
-    n_steps = min(20, 2 * order.n_rows // batch + 1)
+@settings(max_examples=300)
+@given(orders, st.integers(2, 8), st.sampled_from([1, 2, 3]))
+def test_resumed_at_any_step_of_three_epochs_the_rest_is_the_same(
+    order: StreamOrder, n_steps: int, world: int
+) -> None:
+    """Whoever starts at whatever step, alone or as one of several, reads what is left."""
+    batch = max(world, -(-3 * order.rows_per_epoch // n_steps))
     whole = stream(order, 0, n_steps * batch)
+    shares = [Share(batch, rank, world) for rank in range(world)]
     for step in range(n_steps):
-        rest = stream(order, step * batch, (n_steps - step) * batch)
-        assert rest == whole[step * batch :]
+        fresh = replace(order)  # which remembers nothing of an earlier step
+        parts = [stream(fresh, share.first(step), share.rows) for share in shares]
+        assert list(chain.from_iterable(parts)) == whole[step * batch : (step + 1) * batch]
+
+
+@given(orders, st.integers(1, 97), st.integers(1, 6))
+def test_the_rest_is_the_same_read_in_one_go(order: StreamOrder, batch: int, step: int) -> None:
+    batch = min(batch, order.rows_per_epoch)
+    rest = stream(replace(order), step * batch, (7 - step) * batch)
+    assert rest == stream(order, 0, 7 * batch)[step * batch :]
 
 
 @given(orders, st.integers(0, 2000), st.integers(1, 700))
 def test_no_run_crosses_a_strip(order: StreamOrder, first: int, count: int) -> None:
-    for run in order.runs(first, count):
+    for run in order.runs(first, min(count, 3 * order.rows_per_epoch)):
         assert len(run) > 0
         assert run.start // order.rows_per_strip == (run.stop - 1) // order.rows_per_strip
         assert 0 <= run.start < run.stop <= order.n_rows
+
+
+@given(orders, st.integers(0, 2000), st.integers(0, 700))
+def test_runs_and_strips_are_the_same_rows(order: StreamOrder, first: int, count: int) -> None:
+    count = min(count, 3 * order.rows_per_epoch)
+    rows = stream(order, first, count)
+    assert [row for run in order.runs(first, count) for row in run] == rows
+    if not order.window:
+        strips = order.strips(first, count)
+        assert [row for runs in strips for run in runs for row in run] == rows
+
+
+def test_a_filter_takes_rows_out_of_the_order_and_moves_no_other() -> None:
+    keep = np.arange(4096) % 7 != 0
+    kept = KeptRows.of(np.packbits(keep, bitorder="little"), 4096, 8)
+    whole, filtered = StreamOrder(4096, 8, seed=1), StreamOrder(4096, 8, seed=1, kept=kept)
+    expected = [row for row in stream(whole, 0, 4096) if keep[row]]
+    assert stream(filtered, 0, len(expected)) == expected
+
+
+def test_a_window_mixes_its_strips() -> None:
+    order = StreamOrder(2**15, 256, seed=0, window=16)
+    rows = np.array(stream(order, 0, 2**15)).reshape(-1, 16 * 256)
+    for window in rows:
+        assert len(set(window // 256)) == 16
+        assert np.mean(np.diff(window) == 1) < 0.01
+        assert len(set(window[:256] // 256)) == 16
 
 
 def test_a_short_last_strip_comes_last() -> None:
@@ -109,14 +173,40 @@ def test_wider_rows_are_read_in_shorter_strips() -> None:
     assert lengths[0] > lengths[1] > lengths[2]
 
 
-def test_a_store_in_sequence_order_is_read_row_by_row(store: Store) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"order": "sequence"}, {"codec": "zstd"}, {"codec": "crc32c"}], ids=str
+)
+def test_what_is_not_permuted_or_not_plain_is_read_in_windows(
+    store: Store, changed: dict[str, Any]
+) -> None:
     hook_point = store.layout.hook_points[0]
 
-    def strip(layout: Layout) -> int:
-        return choose_order(layout, store.train, hook_point, batch_size=512, seed=0).rows_per_strip
+    def choose(layout: Layout, **options: Any) -> StreamOrder:
+        return choose_order(layout, store.train, hook_point, batch_size=512, seed=0, **options)
 
-    assert strip(replace(store.layout, order="sequence")) == 1
-    assert strip(store.layout) > 1
+    chunk = store.layout.rows_per_chunk(hook_point)
+    whole = -(-store.train.n_rows // chunk)
+    assert choose(store.layout).window == 0
+    windowed = choose(replace(store.layout, **changed))
+    assert (windowed.rows_per_strip, windowed.window) == (chunk, whole)
+    assert choose(store.layout, remote=True).window == whole
+    assert choose(store.layout, window_rows=chunk + 1).window == 2
+
+
+def test_windows_are_a_million_rows_of_a_store_in_sequence_order() -> None:
+    split = Split("train", 0, 2**22, 0, 2**16)
+    by_order = {
+        order: choose_order(
+            replace(layout(2**16), order=order, codec="crc32c"),
+            split,
+            HookPoint("h", (768,)),
+            batch_size=4096,
+            seed=0,
+        )
+        for order in ("sequence", "permuted")
+    }
+    assert by_order["sequence"].window * by_order["sequence"].rows_per_strip == 2**20
+    assert by_order["permuted"].window == 64
 
 
 def test_batches_are_mixed_from_all_over_the_store() -> None:

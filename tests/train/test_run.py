@@ -29,9 +29,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """What a run made, without the options that name its folder."""
+    """What a run made, without the options that name its folder, and how fast it was."""
     files = contents(run)
     files.pop("config.toml")
+    files.pop("speed.jsonl")
     return {name: content.replace(str(run).encode(), b"RUN") for name, content in files.items()}
 
 
@@ -44,6 +45,7 @@ def test_a_run_holds_its_options_metrics_and_sae(train_config: Make, lines_of: L
         f"{name}/cfg.json",
         f"{name}/sae_weights.safetensors",
         f"{name}/self_test.safetensors",
+        "speed.jsonl",
     ]
     assert result.folder == train_config().out / name
     assert (result.steps, result.rows, result.already_complete) == (10, 2560, False)

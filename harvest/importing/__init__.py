@@ -1,0 +1,1 @@
+"""Import: activations that somebody already has, into a store that `train` reads."""
