@@ -34,8 +34,8 @@ SKELETON = f"{FOLDER}/skeleton.json"
 _IN_FLIGHT = 16
 """Requests at a time: each of them waits for the server most of its time."""
 
-Files = dict[str, dict[str, int]]
-"""Bytes and crc32c of files, by their paths relative to the store."""
+Files = dict[str, list[dict[str, int]]]
+"""Bytes and crc32c that a file may have, by its path relative to the store."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -134,7 +134,7 @@ def _finish(
     skeleton = fetch_skeleton(remote, staging)
     records = _at_once(lambda shard: _read_record(remote, *shard), shards)
     for record in records:
-        channels = {n: f for n, f in record["files"].items() if n.startswith("stats/")}
+        channels = {n: [f] for n, f in record["files"].items() if n.startswith("stats/")}
         _fetch(remote, staging, channels)
     _keep_only(staging, {ROOT, *skeleton, *(n for r in records for n in r["files"])})
     for record in records:
@@ -142,7 +142,11 @@ def _finish(
     finish_store(staging, layout, attributes_of(remote))
     manifest = (staging / MANIFEST).read_bytes()
     files = json.loads(manifest)["files"]
-    new = [name for name, about in files.items() if skeleton.get(name) != about]
+    # Who goes on after a crash may find a file of the skeleton as it was, or as it will be.
+    may_be = {n: old if files[n] in old else [*old, files[n]] for n, old in skeleton.items()}
+    if may_be != skeleton:
+        remote.put(SKELETON, json_bytes(may_be))
+    new = [name for name, about in files.items() if about != skeleton.get(name, [None])[0]]
     _at_once(lambda name: remote.put(name, staging / name), new)
     remote.put(MANIFEST, manifest)
     return manifest
@@ -173,11 +177,11 @@ def _fetch(remote: Remote, staging: Path, files: Files) -> None:
     """Fetch objects that the staging folder doesn't hold as they ought to be."""
 
     def fetch(name: str) -> None:
-        path, about = staging / name, files[name]
-        if path.is_file() and _is(path.read_bytes(), about):
+        path, abouts = staging / name, files[name]
+        if path.is_file() and _is(path.read_bytes(), abouts):
             return
         content = remote.read(name)
-        if content is None or not _is(content, about):
+        if content is None or not _is(content, abouts):
             raise _damaged(remote, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -185,8 +189,8 @@ def _fetch(remote: Remote, staging: Path, files: Files) -> None:
     _at_once(fetch, files)
 
 
-def _is(content: bytes, about: Mapping[str, int]) -> bool:
-    return (len(content), crc32c(content)) == (about["bytes"], about["crc32c"])
+def _is(content: bytes, abouts: list[dict[str, int]]) -> bool:
+    return {"bytes": len(content), "crc32c": crc32c(content)} in abouts
 
 
 def _skeleton_files(staging: Path) -> Files:
@@ -195,7 +199,7 @@ def _skeleton_files(staging: Path) -> Files:
         name = path.relative_to(staging).as_posix()
         if name != ROOT and not name.startswith(f"{FOLDER}/"):
             content = path.read_bytes()
-            files[name] = {"bytes": len(content), "crc32c": crc32c(content)}
+            files[name] = [{"bytes": len(content), "crc32c": crc32c(content)}]
     return files
 
 
