@@ -204,7 +204,7 @@ def cold(store: Store, files: list[Path], rounds: int) -> dict[str, Case]:
         cases["in order"].measure(partial(read_cold, files, width, 1))
         forget(files)
         cases["direct"].measure(partial(read_cold, files, width, 8))
-        ours = Ours(store, n)
+        ours = Ours(store, 10**6)
         time.sleep(1.0)  # until its ring is full: these batches do not count
         forget(files)
         cases["cold"].measure(partial(ours.take, n, uncounted=ours.reader.ring.n_slots), ours.cpu)

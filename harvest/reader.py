@@ -1,8 +1,8 @@
 """Rows of one array of a store, read out of its shard files into memory of the caller's.
 
 Where chunks are stored as they are, the body of a shard file is the matrix of its
-rows, and a run of rows is one `preadv` into its place: as fast as copying from a
-memory map, without its page faults, and without the signal that kills a process
+rows, and a run of rows is one `preadv` into its place: nearly as fast as a copy out of
+a memory map, without its page faults, and without the signal that kills a process
 when a mapped file is cut short. That the body is what we take it for is checked
 once a file, in its index. Encoded chunks are read and decoded whole.
 
@@ -198,6 +198,12 @@ class RowReader:
         late = LateRead(file, offset, buffers, runs[-1].stop - 1)
         late.skip(got)
         return late
+
+    def descriptor(self, shard: int) -> int:
+        """Of a shard's file, checked; good until the files are closed or many more are opened."""
+        file = self._file(shard)
+        assert isinstance(file, _ShardFile)
+        return file.descriptor
 
     def close(self) -> None:
         """Close the files."""

@@ -167,7 +167,7 @@ def test_what_is_not_a_store(train: Run, tmp_path: Path, content: str) -> None:
 def test_an_incomplete_store(train: Run, changed_store: Run, tmp_path: Path) -> None:
     line = train(store=changed_store(state="writing")).refusal()
     assert "is incomplete (" in line
-    assert "run the same saeflow harvest again" in line
+    assert "run the same saeflow harvest or import again" in line
     assert not (tmp_path / "run").exists()
 
 

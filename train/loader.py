@@ -18,7 +18,7 @@ from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.quantise import Quantisation
 from saeflow.harvest.reader import RowArray
 from saeflow.harvest.store import Store
-from saeflow.train.fill import Share, make_filler
+from saeflow.train.fill import Share, make_filler, wait_for
 from saeflow.train.order import StreamOrder
 from saeflow.train.reader_process import Kind, Reader, Task
 
@@ -97,7 +97,7 @@ class Loader:
         memory = [mmap.mmap(-1, self.share.rows * array.width) for array in self.arrays]
         views = [memoryview(part) for part in memory]
         with closing(make_filler(self.arrays, self.order, self.share, step)) as filler:
-            filler.begin(step, views).result()
+            wait_for(filler.begin(step, views))
         return self._widen(self._tensors(views), copy=True)[0]
 
     def figures(self) -> dict[str, Any]:

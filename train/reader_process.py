@@ -156,8 +156,8 @@ class Reader:
         code = self._process.wait() if self._process is not None else 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return SaeflowError(
-            f"the process that reads the store has died ({how}): run again; "
-            "if memory is short, lower --batch-size or --window-rows"
+            f"the process that reads the store has died ({how}): run again; if memory is short, "
+            "lower --batch-size or --window-rows; if it dies again, run saeflow verify"
         )
 
 
@@ -198,11 +198,13 @@ def main(about: Mapping[str, Any]) -> None:
     )
     ring = Ring(_SLOTS, task.share.rows, tuple(array.width for array in task.arrays))
     memory = mmap.mmap(descriptors["shared"], ring.n_bytes)
-    _fill_ring(task, ring, memory, descriptors["inbox"], descriptors["outbox"])
+    _fill_ring(task, ring, memory, descriptors["inbox"], descriptors["outbox"], mapped=True)
 
 
-def _fill_ring(task: Task, ring: Ring, memory: mmap.mmap, inbox: int, outbox: int) -> None:
-    filler = make_filler(task.arrays, task.order, task.share, task.steps.stop - 1)
+def _fill_ring(
+    task: Task, ring: Ring, memory: mmap.mmap, inbox: int, outbox: int, *, mapped: bool = False
+) -> None:
+    filler = make_filler(task.arrays, task.order, task.share, task.steps.stop - 1, mapped=mapped)
     try:
         serve(filler, ring, memory, task.steps, inbox, outbox)
     finally:

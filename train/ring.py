@@ -13,12 +13,11 @@ import os
 import select
 import tempfile
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from saeflow.errors import SaeflowError
 from saeflow.harvest.reader import ALIGNMENT
-from saeflow.train.fill import Filler
+from saeflow.train.fill import Batch, Filler, is_there, wait_for
 
 _LIFE_SIGN = 1.0
 """Seconds between two looks at whether the consumer is still alive."""
@@ -95,7 +94,7 @@ def serve(
         outbox: descriptor to which ready batches are told.
     """
     parent = os.getppid()
-    started: deque[Future[None]] = deque()
+    started: deque[Batch] = deque()
     free = ring.n_slots
     try:
         for number, step in enumerate(steps):
@@ -105,7 +104,7 @@ def serve(
                     _publish(started.popleft(), outbox)
             free -= 1
             started.append(filler.begin(step, ring.slot(memory, number)))
-            while started and started[0].done():
+            while started and is_there(started[0]):
                 _publish(started.popleft(), outbox)
         while started:
             _publish(started.popleft(), outbox)
@@ -116,8 +115,8 @@ def serve(
         return  # the consumer is gone
 
 
-def _publish(batch: Future[None], outbox: int) -> None:
-    batch.result()
+def _publish(batch: Batch, outbox: int) -> None:
+    wait_for(batch)
     os.write(outbox, b"\n")
 
 

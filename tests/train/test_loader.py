@@ -120,9 +120,9 @@ def test_no_row_is_of_a_held_out_document(store: Store) -> None:
 def test_slow_reads_do_not_change_the_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, fill = read_all(loader_of(store), 8), StripFiller._fill
 
-    def unsteady(self: StripFiller, step: int, targets: Any) -> None:
+    def unsteady(self: StripFiller, step: int, targets: Any) -> Any:
         time.sleep(0.02 if step % 2 == 0 else 0)
-        fill(self, step, targets)
+        return fill(self, step, targets)
 
     monkeypatch.setattr(StripFiller, "_fill", unsteady)
     loader = loader_of(store)
@@ -284,9 +284,9 @@ def test_the_reader_reads_no_further_than_its_ring(
     seen: list[int] = []
     fill = StripFiller._fill
 
-    def noted(self: StripFiller, step: int, targets: Any) -> None:
+    def noted(self: StripFiller, step: int, targets: Any) -> Any:
         seen.append(step)
-        fill(self, step, targets)
+        return fill(self, step, targets)
 
     monkeypatch.setattr(StripFiller, "_fill", noted)
     batches = loader_of(store).batches(0, 1000)
