@@ -7,6 +7,7 @@ transformer-lens take seconds, and `--help` must not.
 import errno
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -267,9 +268,20 @@ def _show_plan(options: Any, cost: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         return console.print_json({"options": to_plain(options), "cost": cost})
     print(to_toml(options))
-    for name, value in cost.items():
-        print(f"# {name}: {f'{value:,}' if isinstance(value, int) else value}")
+    for name, value in _flat(cost):
+        print(f"# {name}: {f'{value:,}' if type(value) is int else value}")
     return None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A plan's figures, each under the path of its keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from _flat({str(i): one for i, one in enumerate(value)}, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _fail(message: str, code: int) -> int:
