@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from saeflow.train.info import store_info as store_info
     from saeflow.train.run import train_sae as train_sae
     from saeflow.train.sae import SAE as SAE
+    from saeflow.train.seeds.activation_resampler import ActivationResampler as ActivationResampler
+    from saeflow.train.seeds.adam_with_reset import AdamWithReset as AdamWithReset
     from saeflow.train.seeds.capacity import CapacityMetric as CapacityMetric
     from saeflow.train.seeds.classwise import ClasswiseWrapperWithMean as ClasswiseWrapperWithMean
     from saeflow.train.seeds.firing import FeatureDensityMetric as FeatureDensityMetric
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from saeflow.train.seeds.vanilla import VanillaObjective as VanillaObjective
 
 _HOMES = {
+    "ActivationResampler": "saeflow.train.seeds.activation_resampler",
+    "AdamWithReset": "saeflow.train.seeds.adam_with_reset",
     "BadInputError": "saeflow.errors",
     "CapacityMetric": "saeflow.train.seeds.capacity",
     "ClasswiseWrapperWithMean": "saeflow.train.seeds.classwise",

@@ -14,6 +14,8 @@ from saeflow.train import seeds
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(seeds.__path__))
 NAMES = [
+    "ActivationResampler",
+    "AdamWithReset",
     "CapacityMetric",
     "ClasswiseWrapperWithMean",
     "FeatureDensityMetric",
