@@ -18,7 +18,8 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 def test_every_flag_in_the_readme_exists() -> None:
     group = typer.main.get_command(app)
-    known = {flag for c in group.commands.values() for p in c.params for flag in p.opts}  # type: ignore[attr-defined]  # a group
+    options = [p for c in group.commands.values() for p in c.params]  # type: ignore[attr-defined]  # a group
+    known = {flag for option in options for flag in [*option.opts, *option.secondary_opts]}
     named = set(re.findall(r"`(--[a-z][a-z-]+)[ `]", README)) | set(
         re.findall(r" (--[a-z][a-z-]+) ", README)
     )
