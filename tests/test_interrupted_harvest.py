@@ -464,6 +464,8 @@ def test_signal_to_the_command(
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **ENVIRONMENT},
+            # A shell starts its background jobs, and so what they start, deaf to SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         until_committed(out)
         process.send_signal(number)

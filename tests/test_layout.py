@@ -67,7 +67,8 @@ def test_a_stages_name_is_its_package(stage: str) -> None:
 
 
 UNSAFE = re.compile(
-    r"\bimport pickle\b|\bpickle\.|\btorch\.load\((?!.*weights_only=True)|(?<![\w.])eval\(|(?<![\w.])exec\(|yaml\.(unsafe_)?load\b"
+    r"\bimport pickle\b|\bpickle\.|\btorch\.load\((?!.*weights_only=True)"
+    r"|(?<![\w.])eval\(|(?<![\w.])exec\(|yaml\.(unsafe_)?load\b"
     r"|allow_pickle\s*=\s*True|weights_only\s*=\s*False|\bmarshal\b|shell\s*=\s*True|os\.system"
 )
 
