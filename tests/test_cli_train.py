@@ -257,7 +257,7 @@ def test_a_penalty_that_makes_no_sense(train: Run, l1: str) -> None:
     assert "--l1" in train(arch="relu", k=None, l1=l1).refusal()
 
 
-@pytest.mark.parametrize("flags", [{"arch": "gated"}, {"d_sae": "wide"}, {"no_such": 1}])
+@pytest.mark.parametrize("flags", [{"arch": "no-such"}, {"d_sae": "wide"}, {"no_such": 1}])
 def test_what_the_parser_refuses(train: Run, tmp_path: Path, flags: dict[str, object]) -> None:
     outcome = train(**flags)
     assert outcome.code == 2

@@ -1,13 +1,45 @@
-"""What distinguishes one kind of SAE from another: activation, objective, name on disk."""
+"""What distinguishes one kind of SAE from another.
+
+An `Architecture` is how an SAE is trained, an `Inference` what is left of it
+afterwards: how it encodes, and what its folder is. Some are both; others become
+another kind, as a BatchTopK SAE becomes a JumpReLU one. Every inference decodes
+by `latents @ W_dec + b_dec`. docs/architectures.md shows how to add one.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.train.parameters import Parameters
+from saeflow.train.config import TrainConfig
+from saeflow.train.parameters import Parameters, Rule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step works on.
+
+    Attributes:
+        x: normalised rows.
+        weights: how much each row's error counts, more than 0 and at most 1.
+        warm_up: from 0 to 1 over the warm-up, then 1.
+        step, n_steps: which step, from 0, of how many.
+        dead: int64, the latents that were silent for long, as of a few steps ago;
+            None if nobody has looked.
+    """
+
+    x: Float[Tensor, "batch d_in"]
+    weights: Float[Tensor, " batch"]
+    warm_up: float = 1.0
+    step: int = 0
+    n_steps: int = 1
+    dead: Int[Tensor, " dead"] | None = None
+
+    def error(self, reconstruction: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+        """Mean over rows of the weighted squared error."""
+        return (self.weights * (reconstruction - self.x).square().sum(1)).mean()
 
 
 @dataclass(frozen=True)
@@ -18,43 +50,33 @@ class Objective:
         loss: scalar to go downhill on; carries the graph.
         reconstruction: the batch as the SAE gives it back, without a graph.
         fired: for each latent, in how many rows it was above zero.
+        state: new values of `Parameters.state`, where it changes.
     """
 
     loss: Float[Tensor, ""]
     reconstruction: Float[Tensor, "batch d_in"]
     fired: Float[Tensor, " d_sae"]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
-class Architecture(Protocol):
-    """One kind of SAE. An implementation is a frozen dataclass of its settings."""
+class Inference(Protocol):
+    """How a trained SAE encodes, and what its folder holds."""
 
     @property
-    def name(self) -> str:
-        """Its name on the command line."""
+    def rules(self) -> Mapping[str, Rule]:
+        """The tensors beside the four, by name; in the folder, too."""
         ...
 
-    def activate(
-        self, pre_activations: Float[Tensor, "*batch d_sae"]
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """What a tensor is called in the folder, where that is not its name here."""
+        ...
+
+    def encode(
+        self, parameters: Parameters, x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_sae"]:
-        """Latents from pre-activations, as at inference."""
-        ...
-
-    def objective(
-        self,
-        parameters: Parameters,
-        x: Float[Tensor, "batch d_in"],
-        weights: Float[Tensor, " batch"],
-        progress: float,
-    ) -> Objective:
-        """The training loss of a batch.
-
-        Args:
-            parameters: of the SAE.
-            x: normalised rows.
-            weights: how much each row's error counts, at most 1.
-            progress: from 0 to 1 over the warm-up, then 1.
-        """
+        """Latents of rows, dense."""
         ...
 
     def to_cfg(self) -> dict[str, Any]:
@@ -62,5 +84,47 @@ class Architecture(Protocol):
         ...
 
 
-Loader = Callable[[Mapping[str, Any]], Architecture]
-"""Makes an architecture from a cfg.json."""
+@runtime_checkable
+class Architecture(Protocol):
+    """How one kind of SAE is trained. An implementation is a frozen dataclass of its settings."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The tensors that it trains, or keeps, beside the four."""
+        ...
+
+    @property
+    def revives(self) -> bool:
+        """Its objective wants to know which latents are dead."""
+        ...
+
+    def initial(self, d_sae: int) -> Mapping[str, Tensor]:
+        """Those tensors before training, in normalised units."""
+        ...
+
+    def objective(self, parameters: Parameters, batch: Batch) -> Objective:
+        """The training loss of a batch."""
+        ...
+
+    def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:
+        """What these parameters, folded or not, are for inference."""
+        ...
+
+
+Loader = Callable[[Mapping[str, Any]], Inference]
+"""Makes an inference from a cfg.json."""
+
+Maker = Callable[[TrainConfig, int, int], Architecture]
+"""Makes an architecture from the options, d_in and d_sae."""
+
+
+def pre_activations(
+    parameters: Parameters, x: Float[Tensor, "*batch d_in"]
+) -> Float[Tensor, "*batch d_sae"]:
+    """`(x - b_dec) W_enc + b_enc`."""
+    return (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saeflow.errors import BadInputError, SaeflowError
 from saeflow.files import PARTIAL, sync_directory, write_json
+from saeflow.train.architecture import Inference
 from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE, architecture_of
 
@@ -34,7 +35,6 @@ _SHAPES = {
 _SETTINGS = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
-    "rescale_acts_by_decoder_norm": False,
 }
 
 
@@ -50,13 +50,12 @@ def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    p, x = sae.parameters, rows.to(sae.parameters.b_dec.device).float()
-    weights = {"W_enc": p.W_enc, "b_enc": p.b_enc, "W_dec": p.W_dec, "b_dec": p.b_dec}
+    x = rows.to(sae.parameters.b_dec.device).float()
     latents = sae.encode(x)
     test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents)}
     if sae.mean is not None:
         test["mean"] = sae.mean
-    _save(weights, partial / WEIGHTS)
+    _save(_weights_of(sae), partial / WEIGHTS)
     _save(test, partial / SELF_TEST, {"weights_sha256": weights_sha256(partial)})
     write_json(partial / CFG, dict(sae.cfg))
     partial.rename(folder)
@@ -81,12 +80,18 @@ def load_sae(folder: Path | str) -> SAE:
         test = load_file(folder / SELF_TEST) if (folder / SELF_TEST).is_file() else {}
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise BadInputError(f"SAE folder {folder} can't be read: {error}") from error
-    _check_shapes(weights, cfg, folder)
+    architecture = architecture_of(cfg, str(folder))
+    named = _shapes_of(architecture)
+    _check_shapes(weights, named, architecture.renamed, cfg, folder)
     _check_settings(cfg, folder)
-    parameters = Parameters(
-        weights["W_enc"].t(), weights["b_enc"], weights["W_dec"], weights["b_dec"]
-    ).requires_grad_(False)
-    sae = SAE(architecture_of(cfg, str(folder)), parameters, cfg, test.get("mean"))
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        _fold_decoder_norms(weights)
+        cfg["rescale_acts_by_decoder_norm"] = False
+    ours = {name: weights[architecture.renamed.get(name, name)] for name in named}
+    extra = {name: ours[name] for name in architecture.rules}
+    four = ours["W_enc"].t(), ours["b_enc"], ours["W_dec"], ours["b_dec"]
+    parameters = Parameters(*four, extra, architecture.rules).requires_grad_(False)
+    sae = SAE(architecture, parameters, cfg, test.get("mean"))
     if test:
         _repeat(test, sae, folder)
     return sae
@@ -116,8 +121,33 @@ def find_sae(path: Path) -> Path:
     )
 
 
-def _check_shapes(weights: Mapping[str, Tensor], cfg: Mapping[str, Any], folder: Path) -> None:
-    for name, axes in _SHAPES.items():
+def _weights_of(sae: SAE) -> dict[str, Tensor]:
+    """Every tensor under the name that it has in the folder."""
+    p, architecture = sae.parameters, sae.architecture
+    ours: dict[str, Tensor] = {
+        "W_enc": p.W_enc,
+        "b_enc": p.b_enc,
+        "W_dec": p.W_dec,
+        "b_dec": p.b_dec,
+        **{name: p.more(name) for name in architecture.rules},
+    }
+    return {architecture.renamed.get(name, name): tensor for name, tensor in ours.items()}
+
+
+def _shapes_of(architecture: Inference) -> dict[str, tuple[str, ...]]:
+    """The axes of each of its tensors, under their names here."""
+    return {**_SHAPES, **{name: rule.axes for name, rule in architecture.rules.items()}}
+
+
+def _check_shapes(
+    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[str, ...]],
+    renamed: Mapping[str, str],
+    cfg: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    for own_name, axes in shapes.items():
+        name = renamed.get(own_name, own_name)
         expected = tuple(cfg.get(axis) for axis in axes)
         found = tuple(weights[name].shape) if name in weights else None
         if found != expected:
@@ -133,6 +163,14 @@ def _check_settings(cfg: Mapping[str, Any], folder: Path) -> None:
             raise BadInputError(
                 f"SAE folder {folder}: {name} is {cfg[name]!r}, saeflow can use only {supported!r}"
             )
+
+
+def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
+    """Pre-activations times decoder norms, and decoder rows without them, as weights of TopK."""
+    norms = weights["W_dec"].norm(dim=1)
+    weights["W_enc"] = weights["W_enc"] * norms
+    weights["b_enc"] = weights["b_enc"] * norms
+    weights["W_dec"] = weights["W_dec"] / norms[:, None]
 
 
 def _repeat(test: Mapping[str, Tensor], sae: SAE, folder: Path) -> None:

@@ -43,8 +43,14 @@ def default_rate(d_sae: int) -> float:
 
 
 def make_optimizer(parameters: Parameters, rate: float) -> torch.optim.Adam:
-    """Adam with the fused kernel, on CPU and GPU."""
-    return torch.optim.Adam(parameters.parameters(), lr=rate, betas=(0.9, 0.999), fused=True)
+    """Adam with the fused kernel, on CPU and GPU; some tensors have a rate of their own."""
+    by_factor: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, tensor in parameters.named_parameters():
+        own = name.removeprefix("extra.")
+        factor = parameters.rules[own].rate if own != name else 1.0
+        by_factor.setdefault(factor, []).append(tensor)
+    groups = [{"params": tensors, "factor": factor} for factor, tensors in by_factor.items()]
+    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), fused=True)
 
 
 def step_on_sphere(optimizer: torch.optim.Adam, parameters: Parameters, rate: float) -> None:
@@ -59,8 +65,9 @@ def step_on_sphere(optimizer: torch.optim.Adam, parameters: Parameters, rate: fl
     along = (W_dec.grad * W_dec.detach()).sum(1, keepdim=True)
     W_dec.grad.addcmul_(along, W_dec.detach(), value=-1.0)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     optimizer.step()
     optimizer.zero_grad()
+    parameters.keep_bounds()
     with torch.no_grad():
         F.normalize(W_dec, dim=1, out=W_dec)

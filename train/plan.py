@@ -8,16 +8,13 @@ from saeflow.config import require
 from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.store import Store
 from saeflow.train.architecture import Architecture
+from saeflow.train.architectures import MAKERS
 from saeflow.train.choose import choose_order
 from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
 from saeflow.train.optimizer import Schedule, default_rate
 from saeflow.train.order import StreamOrder
-from saeflow.train.relu import ReLU
-from saeflow.train.topk import TopK
 
-DEFAULT_K = 32
-DEFAULT_L1 = 5.0
 _BYTES_A_PARAMETER = 16
 """The parameter, its gradient and Adam's two moments, in float32."""
 
@@ -81,13 +78,7 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
     require(
         d_sae > 0, f"--expansion {config.expansion} of {hook_point.d_in} is no latent: raise it"
     )
-    architecture: Architecture
-    if config.arch == "topk":
-        k = config.k or DEFAULT_K
-        require(k <= d_sae, f"--k {k} is more than the {d_sae} latents: lower --k or raise --d-sae")
-        architecture = TopK(k)
-    else:
-        architecture = ReLU(DEFAULT_L1 if config.l1 is None else config.l1)
+    architecture = MAKERS[config.arch](config, hook_point.d_in, d_sae)
     order = _order(config, store, hook_point)
     n_rows, batch = order.rows_per_epoch, config.batch_size
     kept = "" if order.kept is None else "that are kept, "
@@ -108,7 +99,8 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
         warm_up=round(config.warm_up * n_steps),
         decay=round(config.decay * n_steps),
     )
-    n_parameters = 2 * d_sae * hook_point.d_in + d_sae + hook_point.d_in
+    n_extra = sum(tensor.numel() for tensor in architecture.initial(d_sae).values())
+    n_parameters = 2 * d_sae * hook_point.d_in + d_sae + hook_point.d_in + n_extra
     return TrainPlan(
         hook_point=hook_point,
         architecture=architecture,

@@ -6,14 +6,18 @@ with unit decoder rows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from saeflow.train.architecture import Objective
-from saeflow.train.parameters import Parameters
+from saeflow.train.architecture import Batch, Inference, Objective, pre_activations
+from saeflow.train.config import TrainConfig
+from saeflow.train.dense import Dense
+from saeflow.train.parameters import Parameters, Rule
+
+DEFAULT_L1 = 5.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,15 @@ class ReLU:
     """
 
     l1: float
-    name = "relu"
+    name: ClassVar = "relu"
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    revives: ClassVar = False
+    aux: ClassVar = None
+
+    def initial(self, d_sae: int) -> Mapping[str, Tensor]:  # noqa: ARG002  # it has none
+        """Nothing beside the four."""
+        return {}
 
     def activate(
         self, pre_activations: Float[Tensor, "*batch d_sae"]
@@ -34,24 +46,40 @@ class ReLU:
         """Those below zero to zero."""
         return pre_activations.relu()
 
-    def objective(
+    def encode(
+        self, parameters: Parameters, x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of rows."""
+        return self.activate(pre_activations(parameters, x))
+
+    def codes(self, parameters: Parameters, batch: Batch) -> Dense:
+        """The latents of a training batch."""
+        centred, bias = parameters.centred(batch.x)
+        return Dense(F.linear(centred, parameters.encoder, bias).relu())
+
+    def penalty(self, codes: Dense, batch: Batch) -> Float[Tensor, ""]:
+        """Mean over rows of the weighted penalty."""
+        return (batch.weights * (self.l1 * batch.warm_up * codes.values.sum(1))).mean()
+
+    def renewed(
         self,
-        parameters: Parameters,
-        x: Float[Tensor, "batch d_in"],
-        weights: Float[Tensor, " batch"],
-        progress: float,
-    ) -> Objective:
+        codes: Dense,  # noqa: ARG002  # it keeps no state
+        parameters: Parameters,  # noqa: ARG002
+        batch: Batch,  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
+        """No state."""
+        return {}
+
+    def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted squared error and penalty."""
-        centred, bias = parameters.centred(x)
-        latents = F.linear(centred, parameters.encoder, bias).relu()
-        reconstruction = latents @ parameters.W_dec + parameters.b_dec
-        squared_error = (reconstruction - x).square().sum(1)
-        penalty = self.l1 * progress * latents.sum(1)
-        return Objective(
-            (weights * (squared_error + penalty)).mean(),
-            reconstruction.detach(),
-            (latents.detach() > 0).float().sum(0),
-        )
+        codes = self.codes(parameters, batch)
+        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        loss = batch.error(reconstruction) + self.penalty(codes, batch)
+        return Objective(loss, reconstruction.detach(), codes.fired())
+
+    def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:
+        """A ReLU SAE."""
+        return self, parameters
 
     def to_cfg(self) -> dict[str, Any]:
         """SAELens's `standard`."""
@@ -61,3 +89,8 @@ class ReLU:
 def from_cfg(cfg: Mapping[str, Any]) -> ReLU:  # noqa: ARG001  # an inference folder holds no penalty
     """A ReLU SAE for inference; the penalty is not part of an SAE folder."""
     return ReLU(0.0)
+
+
+def from_config(config: TrainConfig, d_in: int, d_sae: int) -> ReLU:  # noqa: ARG001  # as every maker
+    """From `--l1`."""
+    return ReLU(DEFAULT_L1 if config.l1 is None else config.l1)

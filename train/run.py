@@ -111,12 +111,11 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
     share = Share(config.batch_size)
     loader = Loader(store, (plan.hook_point,), plan.order, share, device, config.reader)
     _fit(config, plan, trainer, loader)
-    sae = SAE(
-        plan.architecture,
-        trainer.normalisation.folded(trainer.parameters).cpu(),
-        _cfg(config, plan, store, trainer),
-        trainer.normalisation.mean.cpu(),
+    inference, parameters = plan.architecture.trained(
+        trainer.normalisation.folded(trainer.parameters).cpu()
     )
+    cfg = {**inference.to_cfg(), **_cfg(config, plan, store, trainer)}
+    sae = SAE(inference, parameters, cfg, trainer.normalisation.mean.cpu())
     runs = plan.order.runs(0, _SELF_TEST_ROWS)
     rows = store.rows(plan.hook_point, store.train, runs).float()
     save_sae(sae, folder, rows)
@@ -164,7 +163,10 @@ def _make_trainer(
     statistics = store.statistics(plan.hook_point)
     normalisation = Normalisation.from_statistics(statistics["mean"], statistics["std"], device)
     b_dec = normalisation.mean.cpu() * normalisation.scale
-    parameters = Parameters.initial(b_dec, plan.d_sae, config.seed).to(device)
+    extra = plan.architecture.initial(plan.d_sae)
+    parameters = Parameters.initial(
+        b_dec, plan.d_sae, config.seed, extra, plan.architecture.rules
+    ).to(device)
     return Trainer(plan.architecture, parameters, normalisation, plan.schedule, config.dead_after)
 
 
@@ -198,11 +200,10 @@ def _fit(config: TrainConfig, plan: TrainPlan, trainer: Trainer, loader: Loader)
 
 
 def _cfg(config: TrainConfig, plan: TrainPlan, store: Store, trainer: Trainer) -> dict[str, Any]:
-    """cfg.json: what SAELens 6 needs, and our provenance under `metadata.saeflow`."""
+    """The rest of cfg.json that SAELens 6 needs, and our provenance under `metadata.saeflow`."""
     provenance, packing = store.provenance, store.layout.packing
     hook_z = len(plan.hook_point.shape) > 1
     return {
-        **plan.architecture.to_cfg(),
         "d_in": plan.hook_point.d_in,
         "d_sae": plan.d_sae,
         "dtype": "float32",

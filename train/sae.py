@@ -9,12 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import BadInputError
-from saeflow.train import relu, topk
-from saeflow.train.architecture import Architecture, Loader
+from saeflow.train.architecture import Inference
+from saeflow.train.architectures import LOADERS
 from saeflow.train.parameters import Parameters
-
-ARCHITECTURES: Mapping[str, Loader] = {"topk": topk.from_cfg, "standard": relu.from_cfg}
-"""Architectures that an SAE folder may name, and what reads them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class SAE:
             its variances; None where it is not known.
     """
 
-    architecture: Architecture
+    architecture: Inference
     parameters: Parameters
     cfg: Mapping[str, Any]
     mean: Float[Tensor, " d_in"] | None = None
@@ -52,9 +49,7 @@ class SAE:
     @torch.inference_mode()
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of rows, dense, in the parameters' dtype."""
-        p = self.parameters
-        centred = x.to(p.encoder.dtype) - p.b_dec
-        return self.architecture.activate(centred @ p.W_enc + p.b_enc)
+        return self.architecture.encode(self.parameters, x.to(self.parameters.encoder.dtype))
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
@@ -71,18 +66,18 @@ class SAE:
         return self
 
 
-def architecture_of(cfg: Mapping[str, Any], where: str) -> Architecture:
+def architecture_of(cfg: Mapping[str, Any], where: str) -> Inference:
     """The architecture that a cfg.json names.
 
     Raises:
         BadInputError: it names none that saeflow knows, or lacks a setting.
     """
     name = str(cfg.get("architecture"))
-    if name not in ARCHITECTURES:
+    if name not in LOADERS:
         raise BadInputError(
-            f"{where} holds an SAE of architecture {name}: known are {', '.join(ARCHITECTURES)}"
+            f"{where} holds an SAE of architecture {name}: known are {', '.join(LOADERS)}"
         )
     try:
-        return ARCHITECTURES[name](cfg)
+        return LOADERS[name](cfg)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"{where} has no usable settings for {name}: {error!r}") from error

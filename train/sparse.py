@@ -1,12 +1,14 @@
-"""Encoding to k latents and decoding from them at the cost of k, not of d_sae.
+"""Encoding to few latents and decoding from them at the cost of those few, not of d_sae.
 
 The backward passes touch only active latents. For the weights' gradients the
 (row, latent) pairs are grouped by latent once, and both gradients are sums over
 bags of rows: no atomics, so they are the same in every run. Weights are row-major
-per latent, `(d_sae, d_in)`, so that every gather is of whole rows.
+per latent, `(d_sae, d_in)`, so that every gather is of whole rows. The number of
+pairs is known beforehand, so nothing waits for the device.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,28 +16,68 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+Select = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From pre-activations, which it may overwrite: values, rows and latents, rows rising."""
+
 
 @dataclass(frozen=True)
 class Codes:
-    """The active latents of a batch.
+    """The active latents of a batch, as pairs of a row and a latent.
 
     Attributes:
-        values: their activations, at least 0.
+        values: their activations.
         latents: int64, which latents they are.
-        order: int64, the flattened pairs sorted by latent.
-        bags: int64, where each latent's pairs begin in `order`.
+        rows: int64, in which row, rising.
+        row_bags: int64, where each row's pairs begin.
+        order: int64, the pairs sorted by latent.
+        latent_bags: int64, where each latent's pairs begin in `order`.
     """
 
-    values: Float[Tensor, "batch k"]
-    latents: Int[Tensor, "batch k"]
+    values: Float[Tensor, " pairs"]
+    latents: Int[Tensor, " pairs"]
+    rows: Int[Tensor, " pairs"]
+    row_bags: Int[Tensor, " batch"]
     order: Int[Tensor, " pairs"]
-    bags: Int[Tensor, " d_sae"]
+    latent_bags: Int[Tensor, " d_sae"]
 
     def fired(self) -> Float[Tensor, " d_sae"]:
         """How often each latent was above zero, as float32."""
-        counts = torch.zeros_like(self.bags, dtype=torch.float32)
-        positive = (self.values.detach() > 0).float()
-        return counts.index_add_(0, self.latents.flatten(), positive.flatten())
+        counts = torch.zeros_like(self.latent_bags, dtype=torch.float32)
+        return counts.index_add_(0, self.latents, (self.values.detach() > 0).float())
+
+    def decode(self, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Sum the active latents' decoder rows, weighted by their activations."""
+        pairs = self.latents, self.rows, self.row_bags, self.order, self.latent_bags
+        result: Tensor = _Decode.apply(self.values, decoder, *pairs)  # type: ignore[no-untyped-call]  # torch's own
+        return result
+
+    def decode_prefixes(
+        self, decoder: Float[Tensor, "d_sae d_in"], widths: Sequence[int]
+    ) -> Float[Tensor, "batch prefixes d_in"]:
+        """For each width, decode the first so many latents only; each pair is read once.
+
+        Args:
+            decoder: one row a latent.
+            widths: rising; the last is d_sae.
+        """
+        blocks = self._by_block(widths).decode(decoder)
+        return blocks.view(-1, len(widths), decoder.shape[1]).cumsum(1)
+
+    def _by_block(self, widths: Sequence[int]) -> "Codes":
+        """As many rows of each row as there are widths: the pairs between one and the next."""
+        bounds = torch.tensor(widths, device=self.latents.device)
+        block = torch.bucketize(self.latents, bounds, right=True)
+        rows = self.rows * len(widths) + block
+        by_row = rows.argsort(stable=True)
+        latents, rows = self.latents[by_row], rows[by_row]
+        return replace(
+            self,
+            values=self.values.gather(0, by_row),
+            latents=latents,
+            rows=rows,
+            row_bags=_starts(rows, len(self.row_bags) * len(widths)),
+            order=latents.argsort(stable=True),
+        )
 
 
 def encode_topk(
@@ -43,6 +85,8 @@ def encode_topk(
     encoder: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     k: int,
+    *,
+    negative: bool = False,
 ) -> Codes:
     """The k largest pre-activations of each row, those below zero set to zero.
 
@@ -51,38 +95,69 @@ def encode_topk(
         encoder: one row a latent.
         bias: of the pre-activations.
         k: latents kept.
+        negative: those below zero stay as they are.
     """
-    values, latents, order, bags = _EncodeTopK.apply(x, encoder, bias, k)  # type: ignore[no-untyped-call]  # torch's own
-    return Codes(values, latents, order, bags)
+
+    def select(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, latents = pre.topk(k, dim=1, sorted=False)
+        rows = torch.arange(len(pre), device=pre.device).repeat_interleave(k)
+        return (values if negative else values.relu()).flatten(), rows, latents.flatten()
+
+    return _encode(x, encoder, bias, select)
 
 
-def decode(codes: Codes, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-    """Sum the active latents' decoder rows, weighted by their activations."""
-    pairs = codes.latents, codes.order, codes.bags
-    result: Tensor = _Decode.apply(codes.values, decoder, *pairs)  # type: ignore[no-untyped-call]  # torch's own
-    return result
+def encode_batchtopk(
+    x: Float[Tensor, "batch d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    n_pairs: int,
+    row_scale: Float[Tensor, " batch"],
+) -> Codes:
+    """The largest pre-activations of the whole batch, those below zero set to zero.
+
+    Args:
+        x: rows; no gradient goes back to them.
+        encoder: one row a latent.
+        bias: of the pre-activations.
+        n_pairs: how many are kept.
+        row_scale: what a row's pre-activations are multiplied by when they are
+            compared with those of other rows; more than 0.
+    """
+
+    def select(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        compared = pre.mul_(row_scale[:, None]).flatten()
+        kept = compared.topk(n_pairs, sorted=False).indices.sort().values
+        rows = kept // pre.shape[1]
+        return (compared[kept] / row_scale[rows]).relu(), rows, kept % pre.shape[1]
+
+    return _encode(x, encoder, bias, select)
 
 
-class _EncodeTopK(torch.autograd.Function):
+def _encode(x: Tensor, encoder: Tensor, bias: Tensor, select: Select) -> Codes:
+    tensors = _Encode.apply(x, encoder, bias, select)  # type: ignore[no-untyped-call]  # torch's own
+    return Codes(*tensors)
+
+
+class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, k: int) -> tuple[Tensor, ...]:
-        values, latents = F.linear(x, encoder, bias).topk(k, dim=1, sorted=False)
-        values = values.relu()
-        flat = latents.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=len(encoder))
-        bags = counts.cumsum(0) - counts
-        ctx.save_for_backward(x, values, order, bags)
-        ctx.mark_non_differentiable(latents, order, bags)
-        return values, latents, order, bags
+    def forward(
+        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select
+    ) -> tuple[Tensor, ...]:
+        values, rows, latents = select(F.linear(x, encoder, bias))
+        order = latents.argsort(stable=True)
+        latent_bags = _starts(latents[order], len(encoder))
+        row_bags = _starts(rows, len(x))
+        ctx.save_for_backward(x, values, rows, order, latent_bags)
+        ctx.mark_non_differentiable(latents, rows, row_bags, order, latent_bags)
+        return values, latents, rows, row_bags, order, latent_bags
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, values, order, bags = ctx.saved_tensors
-        grad = (grad_values * (values > 0)).flatten()[order]
-        grad_encoder = _sum_of_bags(x, grad, order, bags, values.shape[1])
+        x, values, rows, order, bags = ctx.saved_tensors
+        grad = (grad_values * (values != 0))[order]
+        grad_encoder = _sum_of_bags(x, grad, rows[order], bags)
         padded = torch.cat([grad.new_zeros(1), grad.double().cumsum(0)])
-        ends = torch.cat([bags[1:], bags.new_tensor([len(grad)])])
+        ends = torch.cat([bags[1:], bags.new_full((1,), len(grad))])
         grad_bias = (padded[ends] - padded[bags]).to(values.dtype)
         return None, grad_encoder, grad_bias, None
 
@@ -90,26 +165,36 @@ class _EncodeTopK(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, decoder: Tensor, latents: Tensor, order: Tensor, bags: Tensor
+        ctx: Any,
+        values: Tensor,
+        decoder: Tensor,
+        latents: Tensor,
+        rows: Tensor,
+        row_bags: Tensor,
+        order: Tensor,
+        latent_bags: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(values, decoder, latents, order, bags)
-        return F.embedding_bag(latents, decoder, mode="sum", per_sample_weights=values)
+        ctx.save_for_backward(values, decoder, latents, rows, row_bags, order, latent_bags)
+        return _sum_of_bags(decoder, values, latents, row_bags)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, decoder, latents, order, bags = ctx.saved_tensors
+        values, decoder, latents, rows, row_bags, order, latent_bags = ctx.saved_tensors
         grad = grad.contiguous()
-        batch, k = values.shape
-        rows = torch.arange(batch, device=grad.device)
         grad_values = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            grad, decoder, latents.flatten(), rows * k, rows.repeat_interleave(k), 0
+            grad, decoder, latents, row_bags, rows, 0
         )
-        grad_decoder = _sum_of_bags(grad, values.flatten()[order], order, bags, k)
-        return grad_values.view(batch, k), grad_decoder, None, None, None
+        grad_decoder = _sum_of_bags(grad, values[order], rows[order], latent_bags)
+        return grad_values, grad_decoder, None, None, None, None, None
 
 
-def _sum_of_bags(rows: Tensor, weights: Tensor, order: Tensor, bags: Tensor, k: int) -> Tensor:
-    """For each latent, the weighted sum of the rows in which it is active."""
+def _sum_of_bags(vectors: Tensor, weights: Tensor, which: Tensor, bags: Tensor) -> Tensor:
+    """For each bag, the weighted sum of its vectors."""
     return F.embedding_bag(
-        order // k, rows, offsets=bags, mode="sum", per_sample_weights=weights.contiguous()
+        which, vectors, offsets=bags, mode="sum", per_sample_weights=weights.contiguous()
     )
+
+
+def _starts(rising: Tensor, n: int) -> Tensor:
+    """Where each of the numbers 0 to n - 1 begins in a rising list of them."""
+    return torch.searchsorted(rising, torch.arange(n, device=rising.device))

@@ -16,13 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import SaeflowError
-from saeflow.train.architecture import Architecture, Objective
+from saeflow.train.architecture import Architecture, Batch, Objective
 from saeflow.train.metrics import reconstruction_metrics
 from saeflow.train.optimizer import Schedule, make_optimizer, step_on_sphere
 from saeflow.train.parameters import Parameters
 
 HEAVIEST = 3.0
 """A row farther from the mean than this times the ordinary distance counts as if it were there."""
+
+_LOOK_EVERY = 16
+"""Steps between two looks at which latents are dead, each of which waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,9 @@ class Normalisation:
     def folded(self, parameters: Parameters) -> Parameters:
         """Parameters that do on raw rows what these do on normalised ones.
 
-        Both biases are divided by the scale; the weights, and so the decoder's
-        unit rows, stay: latents come out in the source model's units.
+        Latents come out in the source model's units.
         """
-        p = parameters
-        biases = p.b_enc.detach() / self.scale, p.b_dec.detach() / self.scale
-        folded = Parameters(
-            p.encoder.detach().clone(), biases[0], p.W_dec.detach().clone(), biases[1]
-        )
-        return folded.requires_grad_(False)
+        return parameters.copy_for_rows_divided_by(self.scale)
 
 
 @dataclass
@@ -77,6 +74,8 @@ class Trainer:
         schedule: learning rate and warm-up.
         dead_after: rows without activity after which a latent counts as dead.
         since_fired: for each latent, rows since it was last above zero.
+        dead: int64, the dead latents when that was last looked at, every few steps;
+            None where the architecture does nothing about them.
     """
 
     architecture: Architecture
@@ -85,6 +84,7 @@ class Trainer:
     schedule: Schedule
     dead_after: int
     since_fired: Int[Tensor, " d_sae"] = field(init=False)
+    dead: Int[Tensor, " dead"] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         device = self.parameters.b_dec.device
@@ -113,10 +113,19 @@ class Trainer:
 
     def step(self, x: Float[Tensor, "batch d_in"], step: int) -> Objective:
         """One update on normalised rows."""
-        objective = self.architecture.objective(
-            self.parameters, x, self._row_weights(x), self.schedule.progress(step)
+        if self.architecture.revives and step % _LOOK_EVERY == 0:
+            self.dead = (self.since_fired >= self.dead_after).nonzero().flatten()
+        batch = Batch(
+            x=x,
+            weights=self._row_weights(x),
+            warm_up=self.schedule.progress(step),
+            step=step,
+            n_steps=self.schedule.n_steps,
+            dead=self.dead,
         )
+        objective = self.architecture.objective(self.parameters, batch)
         objective.loss.backward()
+        self.parameters.renew(objective.state)
         step_on_sphere(self._optimizer, self.parameters, self.schedule.rate(step))
         self.since_fired += len(x)
         self.since_fired[objective.fired > 0] = 0

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saeflow.harvest.store import Store, open_store
+from saeflow.train.architecture import Architecture
 from saeflow.train.config import TrainConfig
+from saeflow.train.optimizer import Schedule
 from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE
 from saeflow.train.topk import TopK
-from saeflow.train.trainer import Normalisation
+from saeflow.train.trainer import Normalisation, Trainer
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -73,6 +75,20 @@ def normalisation_of() -> Callable[[Tensor], Normalisation]:
         return Normalisation.from_statistics(values.mean(0), values.std(0), torch.device("cpu"))
 
     return normalisation
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., Trainer]:
+    """An untrained SAE of 64 latents, for 400 steps of 256 rows."""
+
+    def trainer(architecture: Architecture, normalisation: Normalisation) -> Trainer:
+        start = normalisation.mean * normalisation.scale
+        extra, rules = architecture.initial(64), architecture.rules
+        parameters = Parameters.initial(start, 64, seed=0, extra=extra, rules=rules)
+        schedule = Schedule(peak=3e-3, n_steps=400, warm_up=20, decay=80)
+        return Trainer(architecture, parameters, normalisation, schedule, dead_after=2560)
+
+    return trainer
 
 
 @pytest.fixture(scope="session")

@@ -150,8 +150,24 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_refused(folder: Path, n
         load_sae(folder)
 
 
+def test_scaling_by_decoder_norms_is_folded_as_saelens_computes_it(folder: Path) -> None:
+    """`rescale_acts_by_decoder_norm`, which SAELens's own TopK SAEs have."""
+    norms = torch.linspace(0.5, 2.0, 12)
+    (folder / "self_test.safetensors").unlink()
+    change_weights(folder, lambda w: w.update(W_dec=w["W_dec"] * norms[:, None]))
+    change_cfg(folder, rescale_acts_by_decoder_norm=True)
+    w = load_file(folder / "sae_weights.safetensors")
+    pre = ((ROWS - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+    values, which = pre.topk(3)
+    latents = torch.zeros_like(pre).scatter(1, which, values.relu())
+    sae = load_sae(folder)
+    torch.testing.assert_close(sae.encode(ROWS), latents)
+    torch.testing.assert_close(sae(ROWS), (latents / norms) @ w["W_dec"] + w["b_dec"])
+    assert sae.cfg["rescale_acts_by_decoder_norm"] is False
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "gated": ({"architecture": "gated"}, "architecture gated: known are topk, standard"),
+    "temporal": ({"architecture": "temporal"}, "architecture temporal: known are topk, standard"),
     "no architecture": ({"architecture": None}, "architecture None: known are"),
     "no k": ({"k": None}, "no usable settings for topk"),
     "k is no number": ({"k": "many"}, "no usable settings for topk"),
@@ -161,7 +177,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "d_in is no number": ({"d_in": "wide"}, "W_enc has shape|d_in"),
     "input without b_dec": ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input is False"),
     "normalised": ({"normalize_activations": "layer_norm"}, "normalize_activations is"),
-    "rescaled": ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True"),
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saeflow.train.architecture import Batch
 from saeflow.train.parameters import Parameters
 from saeflow.train.relu import ReLU, from_cfg
 
@@ -26,7 +27,7 @@ def test_the_objective_is_the_dense_formula(
     random_parameters: Make, l1: float, progress: float
 ) -> None:
     p, x, weights = random_parameters(6, 11), batch_of(9, 6), torch.linspace(0.1, 1, 9).double()
-    found = ReLU(l1).objective(p, x, weights, progress)
+    found = ReLU(l1).objective(p, Batch(x, weights, progress))
 
     latents = ReLU(l1).activate((x - p.b_dec) @ p.W_enc + p.b_enc)
     reconstruction = latents @ p.W_dec + p.b_dec
@@ -44,7 +45,7 @@ def test_the_objective_is_the_dense_formula(
 
 def test_the_penalty_rises_in_proportion_to_progress(random_parameters: Make) -> None:
     p, x = random_parameters(5, 9), batch_of(7, 5)
-    at = [ReLU(3.0).objective(p, x, torch.ones(7), t).loss.item() for t in (0.0, 0.5, 1.0)]
+    at = [ReLU(3.0).objective(p, Batch(x, torch.ones(7), t)).loss.item() for t in (0.0, 0.5, 1.0)]
     assert at[2] > at[0]
     assert at[1] == pytest.approx((at[0] + at[2]) / 2)
 

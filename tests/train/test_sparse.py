@@ -1,6 +1,7 @@
 """The sparse encode and decode: values and gradients are those of the dense formula."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saeflow.train.sparse import Codes, decode, encode_topk
+from saeflow.train.dense import Dense
+from saeflow.train.sparse import Codes, encode_batchtopk, encode_topk
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -28,8 +30,8 @@ def dense_latents(x: Tensor, encoder: Tensor, bias: Tensor, k: int) -> Tensor:
 
 
 def dense_of(codes: Codes, d_sae: int) -> Tensor:
-    zeros = torch.zeros(len(codes.values), d_sae, dtype=codes.values.dtype)
-    return zeros.scatter(1, codes.latents, codes.values)
+    zeros = torch.zeros(len(codes.row_bags), d_sae, dtype=codes.values.dtype)
+    return zeros.index_put((codes.rows, codes.latents), codes.values)
 
 
 sizes = st.tuples(
@@ -50,7 +52,7 @@ def test_encode_and_decode_equal_the_dense_formula(
     encoder, bias, decoder = leaves(seed, d_in, d_sae)
 
     codes = encode_topk(x, encoder, bias, k)
-    sparse = decode(codes, decoder)
+    sparse = codes.decode(decoder)
     found = torch.autograd.grad((sparse * upstream).sum(), (encoder, bias, decoder))
 
     latents = dense_latents(x, encoder, bias, k)
@@ -63,6 +65,60 @@ def test_encode_and_decode_equal_the_dense_formula(
     assert torch.equal(codes.fired(), (latents > 0).float().sum(0))
 
 
+def dense_batchtopk(pre: Tensor, n_pairs: int, row_scale: Tensor) -> Tensor:
+    compared = (pre * row_scale[:, None]).flatten()
+    kept = torch.zeros_like(compared).scatter(0, compared.topk(n_pairs).indices, 1.0)
+    return (pre * kept.view_as(pre)).relu()
+
+
+@given(sizes, st.integers(0, 2**20))
+@example((5, 3, 7, 7), 0)  # all of them
+@example((6, 3, 20, 1), 3)  # rows without any
+def test_the_largest_of_a_batch_equal_the_dense_formula(
+    shape: tuple[int, int, int, int], seed: int
+) -> None:
+    batch, d_in, d_sae, k = shape
+    x, upstream = draw(seed + 10, batch, d_in), draw(seed + 11, batch, d_in)
+    row_scale = draw(seed + 12, batch).abs() + 0.1
+    encoder, bias, decoder = leaves(seed, d_in, d_sae)
+
+    codes = encode_batchtopk(x, encoder, bias, k * batch, row_scale)
+    sparse = codes.decode(decoder)
+    found = torch.autograd.grad((sparse * upstream).sum(), (encoder, bias, decoder))
+
+    latents = dense_batchtopk(x @ encoder.t() + bias, k * batch, row_scale)
+    dense = latents @ decoder
+    expected = torch.autograd.grad((dense * upstream).sum(), (encoder, bias, decoder))
+
+    torch.testing.assert_close(dense_of(codes, d_sae), latents)
+    torch.testing.assert_close(sparse, dense)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(codes.fired(), (latents > 0).float().sum(0))
+
+
+@given(sizes, st.integers(0, 2**20), st.data())
+def test_prefixes_are_decoded_as_dense_slices_are(
+    shape: tuple[int, int, int, int], seed: int, data: st.DataObject
+) -> None:
+    batch, d_in, d_sae, k = shape
+    widths = sorted({*data.draw(st.sets(st.integers(1, d_sae), max_size=4)), d_sae})
+    x, encoder_bias_decoder = draw(seed + 10, batch, d_in), leaves(seed, d_in, d_sae)
+    encoder, bias, decoder = encoder_bias_decoder
+    upstream = draw(seed + 11, batch, len(widths), d_in)
+
+    codes = encode_topk(x, encoder, bias, k)
+    nested = codes.decode_prefixes(decoder, widths)
+    found = torch.autograd.grad((nested * upstream).sum(), encoder_bias_decoder)
+
+    latents = dense_latents(x, encoder, bias, k)
+    expected = torch.stack([latents[:, :m] @ decoder[:m] for m in widths], 1)
+    torch.testing.assert_close(nested, expected)
+    torch.testing.assert_close(Dense(latents).decode_prefixes(decoder, widths), expected)
+    torch.testing.assert_close(
+        found, torch.autograd.grad((expected * upstream).sum(), encoder_bias_decoder)
+    )
+
+
 @given(st.sets(st.integers(0, 9), max_size=7), st.integers(0, 2**20))
 @example({9}, 0)  # the last one
 @example({0, 1, 2}, 0)
@@ -72,7 +128,7 @@ def test_latents_that_are_never_active_get_no_gradient(silent: set[int], seed: i
     lowered[list(silent)] = -1e9
     lowered.requires_grad_()
     codes = encode_topk(draw(seed + 5, 6, 4), encoder, lowered, 3)
-    decode(codes, decoder).square().sum().backward()
+    codes.decode(decoder).square().sum().backward()
     for leaf in (encoder, lowered, decoder):
         assert leaf.grad is not None
         assert torch.all(leaf.grad[list(silent)] == 0)
@@ -93,7 +149,7 @@ def test_decode_passes_gradcheck() -> None:
     values = codes.values.detach().requires_grad_()
 
     def decoded(values: Tensor, decoder: Tensor) -> Tensor:
-        return decode(Codes(values, codes.latents, codes.order, codes.bags), decoder)
+        return replace(codes, values=values).decode(decoder)
 
     assert torch.autograd.gradcheck(decoded, (values, decoder))
 
@@ -107,13 +163,17 @@ def four_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("four_threads")
-def test_gradients_are_the_same_bits_in_every_run() -> None:
+@pytest.mark.parametrize("of_the_batch", [False, True])
+def test_gradients_are_the_same_bits_in_every_run(of_the_batch: bool) -> None:
     x = draw(1, 512, 48).float()
     weights = [leaf.detach().float().requires_grad_() for leaf in leaves(2, 48, 300)]
 
     def gradients() -> tuple[Tensor, ...]:
-        codes = encode_topk(x, weights[0], weights[1], 16)
-        return torch.autograd.grad(decode(codes, weights[2]).square().sum(), weights)
+        if of_the_batch:
+            codes = encode_batchtopk(x, weights[0], weights[1], 16 * 512, torch.ones(512))
+        else:
+            codes = encode_topk(x, weights[0], weights[1], 16)
+        return torch.autograd.grad(codes.decode(weights[2]).square().sum(), weights)
 
     first = gradients()
     for _ in range(5):

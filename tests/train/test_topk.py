@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saeflow.train.architecture import Batch
 from saeflow.train.parameters import Parameters
 from saeflow.train.topk import TopK, from_cfg
 
@@ -47,7 +48,7 @@ def test_activate_takes_any_leading_axes() -> None:
 @pytest.mark.parametrize("k", [1, 3, 11])
 def test_the_objective_is_the_dense_formula(random_parameters: Make, k: int) -> None:
     p, x, weights = random_parameters(6, 11), batch_of(9, 6), torch.linspace(0.1, 1, 9).double()
-    found = TopK(k).objective(p, x, weights, progress=1.0)
+    found = TopK(k).objective(p, Batch(x, weights))
 
     latents = dense_latents(TopK(k), p, x)
     reconstruction = latents @ p.W_dec + p.b_dec
@@ -63,7 +64,7 @@ def test_the_objective_is_the_dense_formula(random_parameters: Make, k: int) -> 
 
 
 def test_the_reconstruction_carries_no_graph(random_parameters: Make) -> None:
-    found = TopK(2).objective(random_parameters(4, 8), batch_of(3, 4), torch.ones(3), 1.0)
+    found = TopK(2).objective(random_parameters(4, 8), Batch(batch_of(3, 4), torch.ones(3)))
     assert found.loss.requires_grad
     assert not found.reconstruction.requires_grad
     assert not found.fired.requires_grad
@@ -73,7 +74,7 @@ def test_a_row_of_weight_zero_has_no_say(random_parameters: Make) -> None:
     p, x = random_parameters(4, 8), batch_of(2, 4)
     moved = torch.stack([x[0], x[1] * 1000])
     weights = torch.tensor([1.0, 0.0]).double()
-    losses = [TopK(2).objective(p, rows, weights, 1.0).loss.item() for rows in (x, moved)]
+    losses = [TopK(2).objective(p, Batch(rows, weights)).loss.item() for rows in (x, moved)]
     assert losses[0] == losses[1]
 
 

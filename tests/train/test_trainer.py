@@ -28,7 +28,8 @@ def make_trainer(
     start = normalisation.mean * normalisation.scale
     schedule = Schedule(peak=3e-3, n_steps=n_steps, warm_up=n_steps // 20, decay=n_steps // 5)
     options = {"schedule": schedule, "dead_after": 10 * BATCH, **changed}
-    parameters = Parameters.initial(start, d_sae=64, seed=0)
+    extra = architecture.initial(64)
+    parameters = Parameters.initial(start, 64, seed=0, extra=extra, rules=architecture.rules)
     return Trainer(architecture, parameters, normalisation, **options)
 
 
@@ -39,15 +40,15 @@ def fit(trainer: Trainer, batches: Iterator[Tensor], log_every: int = 100) -> li
 
 def fvu_of(trainer: Trainer, rows: Tensor) -> float:
     """Of raw rows, through the folded parameters, as an evaluation sees them."""
-    p = trainer.normalisation.folded(trainer.parameters)
-    latents = trainer.architecture.activate((rows - p.b_dec) @ p.W_enc + p.b_enc)
+    inference, p = trainer.architecture.trained(trainer.normalisation.folded(trainer.parameters))
+    latents = inference.encode(p, rows)
     error = (latents @ p.W_dec + p.b_dec - rows).square().sum()
     return (error / (rows - rows.mean(0)).square().sum()).item()
 
 
 def l0_of(trainer: Trainer, rows: Tensor) -> float:
-    p = trainer.normalisation.folded(trainer.parameters)
-    latents = trainer.architecture.activate((rows - p.b_dec) @ p.W_enc + p.b_enc)
+    inference, p = trainer.architecture.trained(trainer.normalisation.folded(trainer.parameters))
+    latents = inference.encode(p, rows)
     return (latents > 0).sum(1).float().mean().item()
 
 

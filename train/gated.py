@@ -1,0 +1,89 @@
+"""Gated SAEs (Rajamanoharan et al., "Improving Dictionary Learning with Gated SAEs", 2024)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from saeflow.train.architecture import Batch, Inference, Objective
+from saeflow.train.config import TrainConfig
+from saeflow.train.dense import Dense
+from saeflow.train.parameters import Parameters, Rule
+
+DEFAULT_L1 = 5.0
+
+
+@dataclass(frozen=True)
+class Gated:
+    """One bias says whether a latent is active, another one how much.
+
+    With `h = (x - b_dec) W_enc`:
+
+        gate = h + b_gate
+        z    = (gate > 0) relu(h exp(r_mag) + b_mag)
+        loss = |x - z W_dec - b_dec|^2 + l1 |relu(gate)|_1
+               + |x - relu(gate) W_dec' - b_dec'|^2
+
+    where the decoder of the last term, which trains the gate, is taken as a
+    constant. `b_gate` is `b_enc` in the parameters.
+
+    Attributes:
+        l1: weight of the penalty, for rows normalised to a mean squared norm of
+            d_in; it rises from zero over the warm-up.
+    """
+
+    l1: float
+    name: ClassVar = "gated"
+    rules: ClassVar[Mapping[str, Rule]] = {"b_mag": Rule(), "r_mag": Rule(in_row_units=False)}
+    renamed: ClassVar[Mapping[str, str]] = {"b_enc": "b_gate"}
+    revives: ClassVar = False
+
+    def initial(self, d_sae: int) -> Mapping[str, Tensor]:
+        """A magnitude that is the gate's."""
+        return {"b_mag": torch.zeros(d_sae), "r_mag": torch.zeros(d_sae)}
+
+    def encode(
+        self, parameters: Parameters, x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of rows."""
+        h = (x - parameters.b_dec) @ parameters.W_enc
+        return _latents(h, h + parameters.b_enc, parameters)
+
+    def objective(self, parameters: Parameters, batch: Batch) -> Objective:
+        """Mean over rows of the weighted errors and penalty."""
+        centred, bias = parameters.centred(batch.x)
+        gate = F.linear(centred, parameters.encoder, bias)
+        codes = Dense(_latents(gate - parameters.b_enc, gate, parameters))
+        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        opened = gate.relu()
+        by_gate = opened @ parameters.W_dec.detach() + parameters.b_dec.detach()
+        penalty = (batch.weights * (self.l1 * batch.warm_up * opened.sum(1))).mean()
+        loss = batch.error(reconstruction) + batch.error(by_gate) + penalty
+        return Objective(loss, reconstruction.detach(), codes.fired())
+
+    def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:
+        """A gated SAE."""
+        return self, parameters
+
+    def to_cfg(self) -> dict[str, Any]:
+        """SAELens's `gated`."""
+        return {"architecture": "gated"}
+
+
+def _latents(h: Tensor, gate: Tensor, parameters: Parameters) -> Tensor:
+    b_mag, r_mag = parameters.more("b_mag"), parameters.more("r_mag")
+    return (h * r_mag.exp() + b_mag).relu() * (gate > 0)
+
+
+def from_cfg(cfg: Mapping[str, Any]) -> Gated:  # noqa: ARG001  # an inference folder holds no penalty
+    """A gated SAE for inference; the penalty is not part of an SAE folder."""
+    return Gated(0.0)
+
+
+def from_config(config: TrainConfig, d_in: int, d_sae: int) -> Gated:  # noqa: ARG001  # as every maker
+    """From `--l1`."""
+    return Gated(DEFAULT_L1 if config.l1 is None else config.l1)
