@@ -188,8 +188,13 @@ def test_weights_that_were_damaged(evaluate: Run, sae: Path) -> None:
 
 
 def test_an_architecture_that_saeflow_does_not_know(evaluate: Run, sae: Path) -> None:
+    change_cfg(sae, architecture="temporal")
+    assert "holds an SAE of architecture temporal: known are topk" in evaluate().refusal()
+
+
+def test_an_architecture_whose_tensors_are_not_there(evaluate: Run, sae: Path) -> None:
     change_cfg(sae, architecture="gated")
-    assert "holds an SAE of architecture gated: known are topk" in evaluate().refusal()
+    assert "b_gate has shape None, its cfg.json says (" in evaluate().refusal()
 
 
 def test_an_sae_that_does_not_say_its_model(evaluate: Run, sae: Path) -> None:
