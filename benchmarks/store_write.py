@@ -25,13 +25,8 @@ import zarr
 
 from saeflow.harvest.arrays import create_arrays
 from saeflow.harvest.layout import HookPoint, Layout, Split, choose_rows_per_shard
-from saeflow.harvest.shards import (
-    GatheredShard,
-    ShardWriter,
-    new_shard,
-    place_shard,
-    write_activations,
-)
+from saeflow.harvest.shard_files import ShardWriter, write_activations
+from saeflow.harvest.shards import GatheredShard, new_shard, place_shard
 
 BOUND = 0.85
 HOOK = "blocks.0.hook_resid_post"

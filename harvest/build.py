@@ -21,7 +21,8 @@ from saeflow.harvest.contexts import Text
 from saeflow.harvest.layout import HookPoint, Layout, Split
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.quantise import Quantisation
-from saeflow.harvest.shards import GatheredShard, new_shard, place_shard, write_shard
+from saeflow.harvest.shard_files import write_shard
+from saeflow.harvest.shards import GatheredShard, new_shard, place_shard
 
 
 class Gathering(TypedDict):

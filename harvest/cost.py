@@ -16,7 +16,7 @@ from saeflow.harvest.models import SourceModel
 from saeflow.harvest.quantise import calibrate
 from saeflow.harvest.sample import SAMPLE_ROWS
 from saeflow.harvest.sequences import Stream, TextCounts
-from saeflow.harvest.shards import ENCODERS
+from saeflow.harvest.shard_files import ENCODERS
 from saeflow.harvest.statistics import MEDIAN_ROWS, NORM_BINS
 
 _METADATA_BYTES = 800

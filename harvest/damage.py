@@ -8,12 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 from jaxtyping import Int64
 
+from saeflow.crc import crc32c
 from saeflow.harvest.layout import HookPoint, Split
 from saeflow.harvest.manifest import FileRecord, Manifest
+from saeflow.harvest.shard_index import decode_index, index_bytes
 
 Kind = Literal[
     "damaged",
@@ -124,7 +125,7 @@ def find_chunks(store: Path, manifest: Manifest, whole: Problem) -> list[Problem
         bad = [
             number
             for number, (offset, length) in enumerate(places)
-            if google_crc32c.value(os.pread(descriptor, length, offset)) != expected[number]
+            if crc32c(os.pread(descriptor, length, offset)) != expected[number]
         ]
     found = list(_runs(bad, manifest.layout.rows_per_chunk(hook_point), whole))
     if index is None or not bad:
@@ -151,7 +152,7 @@ def _chunk_checksums(
         content = b"" if record is None else (store / record.path).read_bytes()
     except OSError:
         return None
-    if record is None or google_crc32c.value(content) != record.crc32c:
+    if record is None or crc32c(content) != record.crc32c:
         return None
     n_chunks = -(-len(split.shard(shard)) // manifest.layout.rows_per_chunk(hook_point))
     return np.frombuffer(content, "<u4")[:n_chunks].astype(np.int64)
@@ -159,14 +160,8 @@ def _chunk_checksums(
 
 def _read_index(descriptor: int, n_chunks: int) -> Int64[np.ndarray, "chunks 2"] | None:
     """Offset and length of each chunk, from the end of a shard file; None if that is damaged."""
-    length = 16 * n_chunks
-    start = os.fstat(descriptor).st_size - length - 4
-    if start < 0:
-        return None
-    content, crc = os.pread(descriptor, length, start), os.pread(descriptor, 4, start + length)
-    if google_crc32c.value(content) != int.from_bytes(crc, "little"):
-        return None
-    return np.frombuffer(content, "<u8").reshape(-1, 2).astype(np.int64)
+    start = os.fstat(descriptor).st_size - index_bytes(n_chunks)
+    return decode_index(os.pread(descriptor, index_bytes(n_chunks), max(0, start)), n_chunks)
 
 
 def _chunk_places(

@@ -11,7 +11,8 @@ from saeflow.harvest.claim import check_space_left
 from saeflow.harvest.finish import finish_store
 from saeflow.harvest.layout import Layout, Split
 from saeflow.harvest.overlap import background
-from saeflow.harvest.shards import GatheredShard, write_shard
+from saeflow.harvest.shard_files import write_shard
+from saeflow.harvest.shards import GatheredShard
 from saeflow.harvest.store import read_attributes
 from saeflow.harvest.workers import Worker
 

@@ -14,7 +14,7 @@ from saeflow.harvest.arrays import write_array
 from saeflow.harvest.layout import HookPoint, Layout
 from saeflow.harvest.manifest import ROOT as ROOT
 from saeflow.harvest.manifest import complete_attributes, root_metadata, seal
-from saeflow.harvest.shards import checksum
+from saeflow.harvest.shard_files import checksum
 from saeflow.harvest.statistics import ShardStatistics, merge
 
 

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
-import google_crc32c
 import numpy as np
 from jaxtyping import Int64
 
+from saeflow.crc import crc32c
 from saeflow.errors import SaeflowError
 from saeflow.harvest.remote import Remote, RemoteFile, connect
+from saeflow.harvest.shard_index import ABSENT, decode_index, index_bytes
 from saeflow.location import Url, locate
 
 ALIGNMENT = 4096
 """Where the kernel copies to should begin at a multiple of this, or at least of 64: some
 processors copy at a third of their speed to the first bytes of a page but one."""
 
-_ABSENT = 2**64 - 1
 _MOST_OPEN = 256
 _NO_WAIT = getattr(os, "RWF_NOWAIT", None)
 _close = os.close  # still there while the interpreter ends
@@ -253,7 +253,7 @@ class RowReader:
         offset, length = file.chunks[inside].tolist()
         if array.codec == "crc32c":
             body, crc = file.read(offset, length - 4), file.read(offset + length - 4, 4)
-            decoded = body if google_crc32c.value(body) == int.from_bytes(crc, "little") else b""
+            decoded = body if crc32c(body) == int.from_bytes(crc, "little") else b""
         else:
             decoded = _unzipped(file.read(offset, length))
         if len(decoded) != array.rows_per_chunk * array.width:
@@ -289,32 +289,36 @@ class RowReader:
     def _check_index(self, file: _ShardFile | RemoteFile, shard: int) -> None:
         """Chunks must follow each other from offset 0, those that hold rows and no others."""
         array = self.array
-        chunk_bytes = array.rows_per_chunk * array.width
         present = array.chunks_in(shard)
         all_chunks = array.rows_per_shard // array.rows_per_chunk
         size = file.size
-        length = 16 * all_chunks + 4
-        index = file.read(max(0, size - length), min(size, length))
-        entries = np.frombuffer(index[: 16 * all_chunks].ljust(16 * all_chunks, b"\0"), "<u8")
-        entries = entries.reshape(all_chunks, 2)
-        lengths = entries[:present, 1]
-        ends = np.cumsum(lengths)
-        plain = {"bytes": chunk_bytes, "crc32c": chunk_bytes + 4}.get(array.codec)
-        sound = (
-            len(index) == length
-            and google_crc32c.value(index[:-4]) == int.from_bytes(index[-4:], "little")
-            and np.array_equal(entries[:present, 0], ends - lengths)
-            and (entries[present:] == _ABSENT).all()
-            and (plain is None or (lengths == plain).all())
-            and size == int(ends[-1]) + length
-        )
-        if not sound:
+        length = index_bytes(all_chunks)
+        entries = decode_index(file.read(max(0, size - length), min(size, length)), all_chunks)
+        if entries is None or not self._is_sound(entries[:present], entries[present:], size):
             raise SaeflowError(
                 f"{file.path} is damaged or not laid out as format 1: "
                 "check the store with saeflow verify"
             )
         if array.codec != "bytes":
-            file.chunks = entries[:present].astype(np.int64)
+            file.chunks = entries[:present]
+
+    def _is_sound(
+        self,
+        present: Int64[np.ndarray, "chunks offset_length"],
+        absent: Int64[np.ndarray, "others offset_length"],
+        size: int,
+    ) -> bool:
+        """Whether an index is that of a file of this size, with no gap in it."""
+        array, lengths = self.array, present[:, 1]
+        chunk_bytes = array.rows_per_chunk * array.width
+        plain = {"bytes": chunk_bytes, "crc32c": chunk_bytes + 4}.get(array.codec)
+        ends = np.cumsum(lengths)
+        return bool(
+            np.array_equal(present[:, 0], ends - lengths)
+            and (absent == ABSENT).all()
+            and (plain is None or (lengths == plain).all())
+            and size == int(ends[-1]) + index_bytes(len(present) + len(absent))
+        )
 
 
 def _connect(path: str) -> Remote | None:

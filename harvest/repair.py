@@ -31,7 +31,7 @@ from saeflow.harvest.manifest import ROOT, FileRecord, Manifest
 from saeflow.harvest.plan import make_plan
 from saeflow.harvest.provenance import differences
 from saeflow.harvest.sample import sample_rows
-from saeflow.harvest.shards import checksum
+from saeflow.harvest.shard_files import checksum
 from saeflow.harvest.store import Store
 from saeflow.harvest.verify import Verification, examine_manifest
 from saeflow.harvest.workers import Worker

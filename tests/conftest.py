@@ -100,23 +100,14 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_store(
+    tiny_options: Callable[..., HarvestConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A complete store of both `TINY_HOOKS`: many shards, a held-out split. Don't write to it."""
     from saeflow.harvest.run import harvest_activations
 
     out = tmp_path_factory.mktemp("tiny") / "store"
-    harvest_activations(
-        HarvestConfig(
-            model=str(tiny_model),
-            dataset=str(tiny_text),
-            hook=TINY_HOOKS,
-            out=out,
-            context_size=17,
-            shard_rows=512,
-            held_out=0.2,
-            device="cpu",
-        )
-    )
+    harvest_activations(tiny_options(hook=TINY_HOOKS, out=out, tokens=None))
     return out
 
 
@@ -162,16 +153,15 @@ def run_cli(
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.fixture
-def tiny_config(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Callable[..., HarvestConfig]:
-    """The options of a small quick harvest into `tmp_path / "store"`, with any of them changed."""
+@pytest.fixture(scope="session")
+def tiny_options(tiny_model: Path, tiny_text: Path) -> Callable[..., HarvestConfig]:
+    """The options of a small quick harvest; `out` is needed, the others may be changed."""
 
     def config(**changed: Any) -> HarvestConfig:
         options: dict[str, Any] = {
             "model": str(tiny_model),
             "dataset": str(tiny_text),
             "hook": TINY_HOOKS[:1],
-            "out": tmp_path / "store",
             "tokens": 1600,
             "context_size": 17,
             "shard_rows": 512,
@@ -179,6 +169,18 @@ def tiny_config(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Callable[.
             "device": "cpu",
         }
         return HarvestConfig(**{**options, **changed})
+
+    return config
+
+
+@pytest.fixture
+def tiny_config(
+    tiny_options: Callable[..., HarvestConfig], tmp_path: Path
+) -> Callable[..., HarvestConfig]:
+    """The same, into `tmp_path / "store"` if not said otherwise."""
+
+    def config(**changed: Any) -> HarvestConfig:
+        return tiny_options(**{"out": tmp_path / "store", **changed})
 
     return config
 

@@ -14,24 +14,14 @@ from saeflow.harvest.run import harvest_activations
 HOOK = "blocks.0.hook_resid_post"
 SHARD = f"acts/{HOOK}/c/1/0"
 Run = Callable[..., Any]
+Options = Callable[..., HarvestConfig]
 
 
 @pytest.fixture(scope="module")
-def original(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tiny_options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small store. Don't write to it."""
     out = tmp_path_factory.mktemp("original") / "store"
-    harvest_activations(
-        HarvestConfig(
-            model=str(tiny_model),
-            dataset=str(tiny_text),
-            hook=(HOOK,),
-            out=out,
-            tokens=400,
-            context_size=17,
-            shard_rows=96,
-            device="cpu",
-        )
-    )
+    harvest_activations(tiny_options(out=out, tokens=400, shard_rows=96, held_out=0.05))
     return out
 
 

@@ -20,6 +20,7 @@ from saeflow.harvest.verify import check_file, verify_store, walk
 HOOK = "blocks.0.hook_resid_post"
 SHARD = f"acts/{HOOK}/c/1/0"
 ROOT, MANIFEST = "zarr.json", "_saeflow/manifest.json"
+Options = Callable[..., HarvestConfig]
 ROWS, CHUNK, WIDTH = 60, 4, 64
 """Rows of a shard and of a chunk, and bytes of a row."""
 
@@ -48,22 +49,10 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def original(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tiny_options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with many small shards, 15 chunks in each. Don't write to it."""
     out = tmp_path_factory.mktemp("original") / "store"
-    harvest_activations(
-        HarvestConfig(
-            model=str(tiny_model),
-            dataset=str(tiny_text),
-            hook=(HOOK,),
-            out=out,
-            tokens=400,
-            context_size=17,
-            shard_rows=ROWS,
-            held_out=0.4,
-            device="cpu",
-        )
-    )
+    harvest_activations(tiny_options(out=out, tokens=400, shard_rows=ROWS, held_out=0.4))
     return out
 
 
@@ -88,25 +77,26 @@ def flip(file: Path, offset: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def silent() -> Iterator[Callable[[str, bool], None]]:
-    """Count what was tried and what went unseen; the figures are printed at the end."""
+def seen() -> Iterator[Callable[[str, bool], bool]]:
+    """Count what was tried, and pass on whether it was noticed; the figures come at the end."""
     tried: dict[str, list[bool]] = {}
 
-    def note(what: str, unseen: bool) -> None:
-        tried.setdefault(what, []).append(unseen)
+    def note(what: str, noticed: bool) -> bool:
+        tried.setdefault(what, []).append(noticed)
+        return noticed
 
     yield note
-    for what, unseen in tried.items():
-        print(f"\n{what}: {sum(unseen)} silent of {len(unseen):,}", end="")
-    total = [unseen for all_of_it in tried.values() for unseen in all_of_it]
-    print(f"\ndamage: {sum(total)} silent of {len(total):,}")
+    for what, noticed in tried.items():
+        print(f"\n{what}: {noticed.count(False)} silent of {len(noticed):,}", end="")
+    total = [noticed for all_of_it in tried.values() for noticed in all_of_it]
+    print(f"\ndamage: {total.count(False)} silent of {len(total):,}")
 
 
 # Nothing is silent.
 
 
 def test_every_byte_of_a_shard_flipped_in_turn_is_named_with_its_rows(
-    store: Path, silent: Callable[[str, bool], None]
+    store: Path, seen: Callable[[str, bool], bool]
 ) -> None:
     manifest = read_manifest(store)
     assert manifest is not None
@@ -114,7 +104,7 @@ def test_every_byte_of_a_shard_flipped_in_turn_is_named_with_its_rows(
     for offset in range(len(content)):
         flip(store / SHARD, offset)
         found = check_file(store, manifest, {}, manifest.files[SHARD])
-        silent("bytes of one shard flipped", not found)
+        assert seen("bytes of one shard flipped", bool(found))
         (problem,) = found
         assert (problem.array, problem.split, problem.shard) == (f"acts/{HOOK}", "train", 1)
         assert (problem.file, problem.kind) == (SHARD, "damaged")
@@ -128,7 +118,7 @@ def test_every_byte_of_a_shard_flipped_in_turn_is_named_with_its_rows(
 
 
 def test_bytes_all_over_the_store_flipped_are_named_by_the_command(
-    store: Path, run_cli: Callable[..., Any], silent: Callable[[str, bool], None]
+    store: Path, run_cli: Callable[..., Any], seen: Callable[[str, bool], bool]
 ) -> None:
     files = [name for name in tree(store) if name != "_saeflow/lock"]
     for file in files:
@@ -136,26 +126,26 @@ def test_bytes_all_over_the_store_flipped_are_named_by_the_command(
         for offset in (size // 3, size - 1):
             flip(store / file, offset)
             outcome = run_cli("verify", store)
-            silent("two bytes of each file flipped, the command run", outcome.code != 1)
+            assert seen("two bytes of each file flipped, the command run", outcome.code == 1)
             assert outcome.out.startswith(f"{file} is damaged")
             flip(store / file, offset)
 
 
 @pytest.mark.parametrize("file", [ROOT, MANIFEST])
 def test_bytes_of_the_root_and_the_manifest_flipped(
-    store: Path, file: str, silent: Callable[[str, bool], None]
+    store: Path, file: str, seen: Callable[[str, bool], bool]
 ) -> None:
     size = (store / file).stat().st_size
     for offset in range(0, size, -(-size // 50)):
         flip(store / file, offset)
         (problem,) = verify_store(store).problems
-        silent(f"bytes of {file} flipped", problem.file != file)
+        assert seen(f"bytes of {file} flipped", problem.file == file)
         flip(store / file, offset)
 
 
 @pytest.mark.parametrize("file", KINDS)
 def test_a_file_cut_short_in_16_ways(
-    store: Path, file: str, silent: Callable[[str, bool], None]
+    store: Path, file: str, seen: Callable[[str, bool], bool]
 ) -> None:
     manifest, content = read_manifest(store), (store / file).read_bytes()
     assert manifest is not None
@@ -165,34 +155,34 @@ def test_a_file_cut_short_in_16_ways(
             found = check_file(store, manifest, {}, manifest.files[file])
         else:
             found = list(verify_store(store).problems)
-        silent("truncations", file not in {problem.file for problem in found})
+        assert seen("truncations", file in {problem.file for problem in found})
 
 
 @pytest.mark.parametrize("file", KINDS)
 def test_a_file_replaced_by_what_it_is_not(
-    store: Path, file: str, tmp_path: Path, silent: Callable[[str, bool], None]
+    store: Path, file: str, tmp_path: Path, seen: Callable[[str, bool], bool]
 ) -> None:
     content = (store / file).read_bytes()
 
-    def expect_a_problem(what: str) -> None:
+    def noticed(what: str) -> bool:
         found = verify_store(store).problems
-        silent(what, file not in {problem.file for problem in found})
+        return seen(what, file in {problem.file for problem in found})
 
     (store / file).write_bytes(content + b"\0")
-    expect_a_problem("files made longer")
+    assert noticed("files made longer")
     (store / file).write_bytes(content[::-1])
-    expect_a_problem("files filled with something else")
+    assert noticed("files filled with something else")
     (store / file).unlink()
-    expect_a_problem("files deleted")
+    assert noticed("files deleted")
     (store / file).mkdir()
-    expect_a_problem("folders in place of files")
+    assert noticed("folders in place of files")
     (store / file).rmdir()
     (tmp_path / "outside").write_bytes(content)
     (store / file).symlink_to(tmp_path / "outside")
-    expect_a_problem("links in place of files")
+    assert noticed("links in place of files")
 
 
-def test_any_two_files_swapped(store: Path, silent: Callable[[str, bool], None]) -> None:
+def test_any_two_files_swapped(store: Path, seen: Callable[[str, bool], bool]) -> None:
     contents = {file: (store / file).read_bytes() for file in KINDS}
     pairs = list(pairwise(KINDS))
     shards = [(SHARD, SHARD.replace("/1/", "/2/")), ("pos/c/0", "pos/c/1")]
@@ -201,13 +191,13 @@ def test_any_two_files_swapped(store: Path, silent: Callable[[str, bool], None])
         (store / one).write_bytes(contents[other])
         (store / other).write_bytes(contents[one])
         found = {problem.file for problem in verify_store(store).problems}
-        silent("swaps", not ({one, other} <= found or MANIFEST in found))
+        assert seen("swaps", {one, other} <= found or MANIFEST in found)
         (store / one).write_bytes(contents[one])
         (store / other).write_bytes(contents[other])
     assert verify_store(store).whole
 
 
-def test_foreign_things_in_every_folder(store: Path, silent: Callable[[str, bool], None]) -> None:
+def test_foreign_things_in_every_folder(store: Path, seen: Callable[[str, bool], bool]) -> None:
     manifest = read_manifest(store)
     assert manifest is not None
     folders = [store, *sorted(p for p in store.rglob("*") if p.is_dir())]
@@ -219,6 +209,6 @@ def test_foreign_things_in_every_folder(store: Path, silent: Callable[[str, bool
         ):
             make(place)
             found = [(p.file, p.kind) for p in walk(store, manifest).problems]
-            silent("foreign files, folders and links", found == [])
+            assert seen("foreign files, folders and links", found != [])
             assert found == [(place.relative_to(store).as_posix(), "foreign")]
             remove(place)

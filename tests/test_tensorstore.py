@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=VARIANTS)
 def store(
     request: pytest.FixtureRequest,
-    tiny_model: Path,
-    tiny_text: Path,
+    tiny_options: Callable[..., HarvestConfig],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Stores of several shards of both splits, the last ones not full."""
     out = tmp_path_factory.mktemp("store") / "store"
-    config = HarvestConfig(
-        model=str(tiny_model),
-        dataset=str(tiny_text),
-        hook=HOOKS,
-        out=out,
-        tokens=3000,
-        context_size=17,
-        shard_rows=512,
-        held_out=0.2,
-        device="cpu",
-        **VARIANTS[request.param],
-    )
-    harvest_activations(config)
+    harvest_activations(tiny_options(hook=HOOKS, out=out, tokens=3000, **VARIANTS[request.param]))
     return out
 
 

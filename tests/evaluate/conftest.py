@@ -51,21 +51,14 @@ def source_model(taught_model: Path) -> SourceModel:
 
 @pytest.fixture(scope="session")
 def taught_store(
-    taught_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+    taught_model: Path,
+    tiny_options: Callable[..., HarvestConfig],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A complete store of `taught_model` at both `HOOKS`. Don't write to it."""
     out = tmp_path_factory.mktemp("taught") / "store"
     harvest_activations(
-        HarvestConfig(
-            model=str(taught_model),
-            dataset=str(tiny_text),
-            hook=HOOKS,
-            out=out,
-            context_size=17,
-            shard_rows=1024,
-            held_out=0.2,
-            device="cpu",
-        )
+        tiny_options(model=str(taught_model), hook=HOOKS, out=out, tokens=None, shard_rows=1024)
     )
     return out
 

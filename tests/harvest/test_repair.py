@@ -28,6 +28,7 @@ from saeflow.harvest.workers import Worker
 HOOK = "blocks.0.hook_resid_post"
 SHARD = f"acts/{HOOK}/c/1/0"
 ROOT, MANIFEST = "zarr.json", "_saeflow/manifest.json"
+Options = Callable[..., HarvestConfig]
 Contents = Callable[[Path], dict[str, str]]
 
 OF_A_SHARD = [
@@ -63,19 +64,16 @@ def home(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def original(home: Path) -> Path:
+def original(home: Path, tiny_options: Options) -> Path:
     """A store of small shards. Don't write to it."""
     harvest_activations(
-        HarvestConfig(
+        tiny_options(
             model=str(home / "model"),
             dataset=str(home / "text.jsonl"),
-            hook=(HOOK,),
             out=home / "store",
             tokens=600,
-            context_size=17,
             shard_rows=96,
             held_out=0.4,
-            device="cpu",
         )
     )
     return home / "store"

@@ -15,7 +15,8 @@ from saeflow.harvest import layout as layout_module
 from saeflow.harvest.arrays import create_arrays
 from saeflow.harvest.layout import DTYPES, ROW_ARRAYS, Codec, HookPoint, Layout, Split
 from saeflow.harvest.quantise import Quantisation
-from saeflow.harvest.shards import GatheredShard, checksum, new_shard, place_shard, write_shard
+from saeflow.harvest.shard_files import checksum, write_shard
+from saeflow.harvest.shards import GatheredShard, new_shard, place_shard
 from saeflow.harvest.tokens import Packing
 
 HOOK = HookPoint("hook", (6,))

@@ -1,10 +1,12 @@
 """Verifying a store: what is wrong is named, where it is, and nothing else is."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +25,18 @@ from saeflow.harvest.verify import check_file, verify_store
 HOOK = "blocks.0.hook_resid_post"
 SHARD = f"acts/{HOOK}/c/1/0"
 MANIFEST = "_saeflow/manifest.json"
+Options = Callable[..., HarvestConfig]
 CODECS = ("bytes", "crc32c", "zstd")
 
 
 @pytest.fixture(scope="module")
-def stores(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def stores(tiny_options: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small store for each codec: shards of 96 rows in three chunks. Don't write to them."""
     made = {}
     for codec in CODECS:
         made[codec] = tmp_path_factory.mktemp("stores") / codec
         harvest_activations(
-            HarvestConfig(
-                model=str(tiny_model),
-                dataset=str(tiny_text),
-                hook=(HOOK,),
-                out=made[codec],
-                tokens=600,
-                context_size=17,
-                shard_rows=96,
-                held_out=0.4,
-                device="cpu",
-                codec=codec,  # type: ignore[arg-type]  # one of CODECS
-            )
+            tiny_options(out=made[codec], tokens=600, shard_rows=96, held_out=0.4, codec=codec)
         )
     return made
 
@@ -53,6 +45,22 @@ def stores(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathF
 def store(stores: dict[str, Path], tmp_path: Path) -> Path:
     """A store that a test may damage."""
     return Path(shutil.copytree(stores["bytes"], tmp_path / "store"))
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make the system refuse to open a path, as it does for all but root without permissions."""
+
+    def refuse(path: Path) -> None:
+        for name in ("open", "scandir"):
+            monkeypatch.setattr(os, name, partial(refused, getattr(os, name), path))
+
+    def refused(real: Callable[..., Any], path: Path, opened: Any, *args: Any, **rest: Any) -> Any:
+        if opened == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(opened))
+        return real(opened, *args, **rest)
+
+    return refuse
 
 
 def told(store: Path) -> list[str]:
@@ -249,17 +257,14 @@ def test_a_file_where_a_folder_should_be_hides_what_was_below(store: Path) -> No
     assert others[0].startswith("token/c/0 is unreadable (behind token/c): array token, train")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_file_that_can_not_be_read(store: Path) -> None:
-    (store / SHARD).chmod(0)
+def test_a_file_that_can_not_be_read(store: Path, forbid: Callable[[Path], None]) -> None:
+    forbid(store / SHARD)
     assert told(store)[0].startswith(f"{SHARD} is unreadable (Permission denied): array acts/")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_folder_that_can_not_be_read(store: Path) -> None:
-    (store / "token/c").chmod(0)
+def test_a_folder_that_can_not_be_read(store: Path, forbid: Callable[[Path], None]) -> None:
+    forbid(store / "token/c")
     first, *others = told(store)
-    (store / "token/c").chmod(0o700)
     assert first == "token/c is unreadable (Permission denied)"
     assert others[0].startswith("token/c/0 is unreadable (behind token/c): array token, train")
 

@@ -1,42 +1,16 @@
 """Two processes that saw half of the items each agree on what one sees of them all."""
 
-import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
-
-
-def alone(updates: list[slice]) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: dict[str, Any] = module.values(updates)
-    return found
+import two_processes
+from ranks import in_two_processes
+from two_processes import values as alone
 
 
 def test_states_reduce_across_processes(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    found = []
-    for process in processes:
-        out, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
-        found.append(json.loads(out))
+    found = in_two_processes(two_processes, tmp_path)
     halves = [slice(0, 4), slice(4, 7), slice(7, 10)]
     own = [values["uneven"].pop("own") for values in found]
     for case, rows in (("uneven", halves), ("one idle", halves[:1])):
