@@ -6,6 +6,7 @@ python benchmarks/saeflow_rows.py SAE_FOLDER OUT.safetensors [--rows 1000]
 import argparse
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 import saeflow
@@ -20,10 +21,12 @@ def main() -> None:
     sae = saeflow.load_sae(args.sae)
     store = saeflow.open_store(Path(sae.cfg["metadata"]["saeflow"]["store"]["path"]))
     split = store.held_out if store.held_out.n_rows >= args.rows else store.train
-    x = store.rows(store.hook_point(sae.hook_point), split, [range(args.rows)]).float()
+    read = [store.rows(store.hook_point(h), split, [range(args.rows)]) for h in sae.hook_points]
+    x = torch.cat(read, 1).float()
     latents = sae.encode(x)
-    save_file({"x": x, "latents": latents, "reconstruction": sae.decode(latents)}, args.out)
-    print(f"{args.rows:,} rows of {split.name} text at {sae.hook_point} written to {args.out}")
+    save_file({"x": x, "latents": latents, "reconstruction": sae.decode(latents, x)}, args.out)
+    hook_points = ", ".join(sae.hook_points)
+    print(f"{args.rows:,} rows of {split.name} text at {hook_points} written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeflow import console
+from saeflow.config import require
 from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
@@ -18,8 +19,13 @@ def model_spec(config: EvaluateConfig, sae: SAE) -> ModelSpec:
     """Which model, run how: as given, else as the SAE's store was made.
 
     Raises:
-        BadInputError: neither says which.
+        BadInputError: neither says which; or it is no SAE that can be spliced.
     """
+    require(
+        sae.kind == "sae",
+        f"{config.sae} holds a {sae.kind}: evaluate can't splice a {sae.kind} yet, only an SAE "
+        "that reconstructs the rows of one hook point",
+    )
     recorded = _recorded_model(sae)
     names = config.model, recorded.get("name"), sae.cfg.get("metadata", {}).get("model_name")
     name = next((name for name in names if name and name != UNKNOWN), None)

@@ -21,7 +21,9 @@ def trained_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A finished run. Don't write to it: `sae` is a copy."""
     out = tmp_path_factory.mktemp("trained") / "run"
     train_sae(
-        TrainConfig(store=tiny_store, out=out, hook=HOOK, d_sae=48, k=8, tokens=4096, device="cpu")
+        TrainConfig(
+            store=tiny_store, out=out, hook=(HOOK,), d_sae=48, k=8, tokens=4096, device="cpu"
+        )
     )
     return out
 

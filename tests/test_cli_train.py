@@ -80,7 +80,7 @@ def test_json_is_one_object_and_nothing_else(train: Run, tmp_path: Path) -> None
     assert reading["rows_per_s"] > 0
     assert result.pop("rows_kept") > 1024
     assert result == {
-        "sae": str(tmp_path / "run" / "sae" / f"{HOOK}-topk-48"),
+        "saes": [str(tmp_path / "run" / "sae" / f"{HOOK}-topk-48")],
         "steps": 4,
         "rows": 1024,
         "already_complete": False,
@@ -95,14 +95,15 @@ def test_a_relu_sae(train: Run, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(train: Run, tmp_path: Path) -> None:
     outcome = train("--dry-run")
     assert outcome.code == 0
-    assert f'hook = "{HOOK}"' in outcome.out
+    assert f'hook = [\n    "{HOOK}",\n]' in outcome.out
     assert "# steps: 4" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_in_json(train: Run, tmp_path: Path) -> None:
     shown = json.loads(train("--dry-run", "--json").out)
-    assert (shown["options"]["k"], shown["cost"]["d_in"], shown["cost"]["rows"]) == (4, 32, 1024)
+    (sae,) = shown["cost"]["saes"]
+    assert (shown["options"]["k"], sae["d_in"], shown["cost"]["rows"]) == (4, 32, 1024)
     assert shown["cost"]["bytes_of_state"] == 16 * (2 * 32 * 48 + 48 + 32)
     assert not (tmp_path / "run").exists()
 
@@ -337,5 +338,52 @@ def test_a_damaged_shard_fails_by_name(train: Run, changed_store: Run, tmp_path:
 def test_a_run_that_diverges_fails(train: Run, tmp_path: Path) -> None:
     outcome = train(lr=1e30)
     assert outcome.code == 1
-    assert outcome.err.splitlines()[-1].startswith("saeflow: the loss is ")
+    assert outcome.err.splitlines()[-1].startswith(f"saeflow: the loss of {HOOK}-topk-48 is")
     assert_no_result(tmp_path / "run")
+
+
+def test_a_sweep_takes_several_values(train: Run, tmp_path: Path) -> None:
+    outcome = train("--sweep", "k=2,4", "lr=1e-3,3e-3", "--seed", "1")
+    assert outcome.code == 0
+    names = sorted(folder.name for folder in (tmp_path / "run" / "sae").iterdir())
+    assert names == [f"{HOOK}-topk-48-k={k}-lr={lr}" for k in (2, 4) for lr in (0.001, 0.003)]
+    assert len(outcome.out.splitlines()) == 4
+
+
+def test_tables_of_the_config_file_are_an_sae_each(
+    run_cli: Run, tiny_store: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f"""
+store = "{tiny_store}"
+out = "{tmp_path / "run"}"
+hook = "{HOOK}"
+batch_size = 256
+tokens = 1024
+
+[[sae]]
+arch = "jumprelu"
+d_sae = 40
+
+[[sae]]
+name = "wide"
+d_sae = 64
+k = 4
+""")
+    assert run_cli("train", "--config", str(file)).code == 0
+    assert sorted(folder.name for folder in (tmp_path / "run" / "sae").iterdir()) == [
+        f"{HOOK}-jumprelu-40",
+        "wide",
+    ]
+    again = run_cli("train", "--config", str(tmp_path / "run" / "config.toml"))
+    assert "was trained already" in again.out
+
+
+def test_tensorboard_gets_the_same_figures(train: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert train("--log-to", "tensorboard").code == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_an_unknown_logger(train: Run) -> None:
+    assert "'tensorboard', 'wandb' or 'trackio'" in train("--log-to", "paper").refusal()

@@ -3,12 +3,13 @@
 An `Architecture` is how an SAE is trained, an `Inference` what is left of it
 afterwards: how it encodes, and what its folder is. Some are both; others become
 another kind, as a BatchTopK SAE becomes a JumpReLU one. Every inference decodes
-by `latents @ W_dec + b_dec`. docs/architectures.md shows how to add one.
+by `latents @ W_dec + b_dec`. Neither knows whether it is of an SAE, a transcoder or
+a crosscoder: that is in the parameters. docs/architectures.md shows how to add one.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +29,7 @@ class Batch:
         step, n_steps: which step, from 0, of how many.
         dead: int64, the latents that were silent for long, as of a few steps ago;
             None if nobody has looked.
+        target: what is to be reconstructed, normalised; `x` if not given.
     """
 
     x: Float[Tensor, "batch d_in"]
@@ -36,10 +38,15 @@ class Batch:
     step: int = 0
     n_steps: int = 1
     dead: Int[Tensor, " dead"] | None = None
+    target: Float[Tensor, "batch d_out"] = cast("Tensor", None)  # noqa: RUF009  # replaced below
 
-    def error(self, reconstruction: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+    def __post_init__(self) -> None:
+        if cast("Tensor | None", self.target) is None:
+            object.__setattr__(self, "target", self.x)
+
+    def error(self, reconstruction: Float[Tensor, "batch d_out"]) -> Float[Tensor, ""]:
         """Mean over rows of the weighted squared error."""
-        return (self.weights * (reconstruction - self.x).square().sum(1)).mean()
+        return (self.weights * (reconstruction - self.target).square().sum(1)).mean()
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,13 @@ class Objective:
 
     Attributes:
         loss: scalar to go downhill on; carries the graph.
-        reconstruction: the batch as the SAE gives it back, without a graph.
+        reconstruction: the batch's targets as the SAE gives them back, without a graph.
         fired: for each latent, in how many rows it was above zero.
         state: new values of `Parameters.state`, where it changes.
     """
 
     loss: Float[Tensor, ""]
-    reconstruction: Float[Tensor, "batch d_in"]
+    reconstruction: Float[Tensor, "batch d_out"]
     fired: Float[Tensor, " d_sae"]
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -126,5 +133,5 @@ Maker = Callable[[TrainConfig, int, int], Architecture]
 def pre_activations(
     parameters: Parameters, x: Float[Tensor, "*batch d_in"]
 ) -> Float[Tensor, "*batch d_sae"]:
-    """`(x - b_dec) W_enc + b_enc`."""
-    return (x - parameters.b_dec) @ parameters.W_enc + parameters.b_enc
+    """`(x - b_dec) W_enc + b_enc`; a transcoder's rows have their own centre."""
+    return (x - parameters.input_centre) @ parameters.W_enc + parameters.b_enc

@@ -28,7 +28,7 @@ class AuxK:
     alpha: float = 1 / 32
 
     def loss(
-        self, parameters: Parameters, batch: Batch, reconstruction: Float[Tensor, "batch d_in"]
+        self, parameters: Parameters, batch: Batch, reconstruction: Float[Tensor, "batch d_out"]
     ) -> Float[Tensor, ""] | float:
         """Mean over rows of the weighted auxiliary error; 0 where nothing is dead."""
         dead = batch.dead
@@ -37,7 +37,7 @@ class AuxK:
         centred, bias = parameters.centred(batch.x)
         k = min(self.k, len(dead))
         codes = encode_topk(centred, parameters.encoder[dead], bias[dead], k, negative=True)
-        missed = (batch.x - reconstruction).detach()
+        missed = (batch.target - reconstruction).detach()
         squared_error = (codes.decode(parameters.W_dec[dead]) - missed).square().sum(1)
         return self.alpha * (batch.weights * squared_error).mean()
 

@@ -57,7 +57,7 @@ class BatchTopK:
         n_pairs = self.k * len(batch.x)
         return encode_batchtopk(centred, parameters.encoder, bias, n_pairs, batch.weights.sqrt())
 
-    def penalty(self, codes: Codes, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
+    def penalty(self, codes: Codes, parameters: Parameters, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
         """None: how many latents are active needs no encouragement."""
         return 0.0
 
@@ -74,7 +74,7 @@ class BatchTopK:
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted squared error, and the auxiliary loss."""
         codes = self.codes(parameters, batch)
-        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
         loss = batch.error(reconstruction)
         if self.aux is not None:
             loss = loss + self.aux.loss(parameters, batch, reconstruction)

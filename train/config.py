@@ -1,50 +1,24 @@
 """The options of `saeflow train`."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
 from saeflow.config import require
 from saeflow.location import Place
+from saeflow.train.checks import check_run, check_sae
 from saeflow.train.row_filter import RowFilter
-
-_OPTIONS_OF = {
-    "k": ("topk", "batchtopk", "matryoshka"),
-    "aux_k": ("topk", "batchtopk", "matryoshka"),
-    "l1": ("relu", "gated", "p-anneal", "matryoshka"),
-    "p_end": ("p-anneal",),
-    "l0": ("jumprelu",),
-    "sparsity": ("jumprelu",),
-    "target_l0": ("jumprelu",),
-    "bandwidth": ("jumprelu",),
-    "base": ("matryoshka",),
-    "prefixes": ("matryoshka",),
-    "drawn_prefixes": ("matryoshka",),
-}
-"""Options that only some architectures have."""
-
-_LACKS = {
-    "k": "has no fixed number of active latents",
-    "aux_k": "has no auxiliary loss",
-    "l1": "has no L1 penalty",
-    "p_end": "has no power that falls",
-    "l0": "has no penalty on the number of active latents",
-    "sparsity": "has no choice of penalty",
-    "target_l0": "has no penalty on the number of active latents",
-    "bandwidth": "has no thresholds to learn",
-    "base": "is not made of another one",
-    "prefixes": "has no prefixes",
-    "drawn_prefixes": "has no prefixes",
-}
-"""Why the others don't."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Which rows, which sparse autoencoder, how it is trained, and where it goes.
+    """Which rows, which sparse autoencoders, how they are trained, and where they go.
+
+    The options are of a whole run. Those of one SAE may differ between the SAEs that a
+    run trains (`saeflow.train.members`).
 
     Raises:
         BadInputError: an option's value makes no sense, or two contradict each other.
@@ -52,7 +26,24 @@ class TrainConfig:
 
     store: Annotated[Place, Doc("Folder or s3://, gs:// or http(s):// URL of a complete store.")]
     out: Annotated[Path, Doc("Folder of the run.")]
-    hook: Annotated[str | None, Doc("Hook point; not needed if the store holds one.")] = None
+    hook: Annotated[
+        tuple[str, ...],
+        Doc(
+            "Hook point; not needed if the store holds one. Given several times, an SAE is "
+            "trained for each, or one for all with --crosscoder."
+        ),
+    ] = ()
+    target_hook: Annotated[
+        str | None,
+        Doc("Hook point whose rows are reconstructed, from those of --hook: a transcoder."),
+    ] = None
+    skip: Annotated[bool, Doc("Give the transcoder a linear path from input to output.")] = False
+    crosscoder: Annotated[
+        bool, Doc("One SAE that reads and reconstructs all the hook points together.")
+    ] = False
+    name: Annotated[
+        str | None, Doc("Name of the SAE, a folder in RUN/sae; made of its options if not given.")
+    ] = None
     arch: Annotated[
         Literal["topk", "batchtopk", "relu", "jumprelu", "gated", "matryoshka", "p-anneal"],
         Doc("Architecture of the SAE."),
@@ -109,21 +100,91 @@ class TrainConfig:
         int | None,
         Doc("Prefixes that are drawn anew in each step, instead of --prefixes (matryoshka)."),
     ] = None
-    lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
-    batch_size: Annotated[int, Doc("Rows in a training step.")] = 2048
-    tokens: Annotated[
-        int | None, Doc("Rows to train on, over several epochs if need be; one epoch if not given.")
-    ] = None
-    warm_up: Annotated[float, Doc("Share of the steps over which the rate rises.")] = 0.05
-    decay: Annotated[float, Doc("Share of the steps, at the end, over which it falls to zero.")] = (
-        0.2
+    decoder_norm: Annotated[
+        Literal["unit", "free"],
+        Doc("Decoder rows keep unit norm, or may grow, and weigh what is selected and penalised."),
+    ] = "unit"
+    b_dec: Annotated[Literal["mean", "geometric-median", "zero"], Doc("Where b_dec begins.")] = (
+        "mean"
     )
+    init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None
+    lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "restarts"],
+        Doc("Learning rate after the warm-up; 'restarts' is a cosine that begins again."),
+    ] = "constant"
+    cycles: Annotated[int | None, Doc("Cycles of --schedule restarts. 4 if not given.")] = None
+    warm_up: Annotated[float, Doc("Share of the steps over which the rate rises.")] = 0.05
+    decay: Annotated[
+        float | None,
+        Doc(
+            "Share of the steps, at the end, over which the rate falls to zero. 0.2 if not given; "
+            "0 for schedules that fall by themselves, and for schedule-free."
+        ),
+    ] = None
+    sparsity_warm_up: Annotated[
+        float | None,
+        Doc("Share of the steps over which the penalty rises; as --warm-up if not given."),
+    ] = None
+    optimizer: Annotated[Literal["adam", "muon", "schedule-free"], Doc("What takes the steps.")] = (
+        "adam"
+    )
+    clip: Annotated[float | None, Doc("Largest norm of the gradient; none if not given.")] = None
+    ema: Annotated[
+        float | None,
+        Doc("Keep a running mean of the weights, that forgets at this rate, like 0.999."),
+    ] = None
     dead_after: Annotated[
         int, Doc("A latent counts as dead after this many rows without being active.")
     ] = 500_000
-    seed: Annotated[int, Doc("Seed of the initial weights and of the order of rows.")] = 0
+    resample: Annotated[
+        bool, Doc("Give dead latents new weights, of rows that are reconstructed badly.")
+    ] = False
+    resample_every: Annotated[int, Doc("Rows between two resamplings.")] = 200_000_000
+    resample_window: Annotated[
+        int, Doc("Rows before a resampling in which a dead latent was not active.")
+    ] = 100_000_000
+    resample_rows: Annotated[
+        int, Doc("Rows before a resampling of which new weights are made.")
+    ] = 819_200
+    resample_threshold: Annotated[
+        float, Doc("Share of the window's rows in which a dead latent was active at most.")
+    ] = 0.0
+    resample_most: Annotated[int, Doc("Resamplings at most.")] = 4
+    seed: Annotated[int, Doc("Seed of the initial weights and of what is drawn in training.")] = 0
+    sweep: Annotated[
+        tuple[str, ...],
+        Doc(
+            "Options to vary, like k=16,32 lr=1e-4,3e-4: an SAE is trained for each combination, "
+            "all from one read of the store."
+        ),
+    ] = ()
+    sae: tuple[Mapping[str, Any], ...] = ()
+    batch_size: Annotated[int, Doc("Rows in a training step.")] = 2048
+    accumulate: Annotated[
+        int, Doc("Parts that a batch goes through in, to save memory; their gradients are added.")
+    ] = 1
+    tokens: Annotated[
+        int | None, Doc("Rows to train on, over several epochs if need be; one epoch if not given.")
+    ] = None
+    order_seed: Annotated[int, Doc("Seed of the order of the rows.")] = 0
     device: Annotated[str, Doc("auto, cpu, or cuda.")] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Doc("What matrix products are computed in; weights are float32 in any case."),
+    ] = "float32"
     log_every: Annotated[int, Doc("Steps between two lines of metrics.jsonl.")] = 50
+    evaluate_every: Annotated[
+        int, Doc("Steps between two looks at held-out rows; the last step is one in any case.")
+    ] = 1000
+    evaluate_rows: Annotated[int, Doc("Held-out rows to look at, at most; 0 for none.")] = 8192
+    checkpoint_every: Annotated[
+        str, Doc("Steps between two checkpoints, like 500, or minutes, like 10min; 0 for none.")
+    ] = "10min"
+    log_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        Doc("Where metrics go besides metrics.jsonl; may be given several times."),
+    ] = ()
     drop_tokens: Annotated[
         str | None,
         Doc("Token ids whose rows are not trained on, like 13,198; 'special' for BOS, separator."),
@@ -148,69 +209,14 @@ class TrainConfig:
     ] = "auto"
 
     def __post_init__(self) -> None:
-        positive = (
-            *("d_sae", "expansion", "k", "lr", "batch_size", "dead_after", "log_every"),
-            *("window_rows", "target_l0", "bandwidth", "p_end", "drawn_prefixes"),
-        )
-        for name in positive:
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(
-                value is None or 0 < value < math.inf,
-                f"{flag} is {value}: it must be more than 0, and finite",
-            )
-        require(
-            (self.d_sae is None) != (self.expansion is None),
-            "the width is needed once: give --d-sae or --expansion, not both",
-        )
-        require(self.tokens is None or self.tokens >= 0, f"--tokens is {self.tokens}: at least 0")
-        for name in ("l1", "l0", "aux_k"):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(
-                value is None or 0 <= value < math.inf,
-                f"{flag} is {value}: it must be at least 0, and finite",
-            )
-        require(self.p_end is None or self.p_end <= 1, f"--p-end is {self.p_end}: it is at most 1")
-        self._refuse_options_of_others()
-        assert self.prefix_widths is None or self.prefix_widths  # what makes no sense is refused
-        assert self.rows_where is not None  # a filter that makes no sense is refused now
-        for name in ("warm_up", "decay"):
-            value = getattr(self, name)
-            require(
-                0 <= value <= 1, f"--{name.replace('_', '-')} is {value}: it is a share, 0 to 1"
-            )
-        require(
-            self.warm_up + self.decay <= 1,
-            f"--warm-up {self.warm_up} and --decay {self.decay} overlap: their sum is at most 1",
-        )
+        check_run(self)
+        if not self.has_members:
+            check_sae(self)
 
-    def _refuse_options_of_others(self) -> None:
-        """An option that the architecture doesn't have is a mistake, not to be ignored."""
-        for name, architectures in _OPTIONS_OF.items():
-            given = getattr(self, name) != type(self).__dataclass_fields__[name].default
-            require(
-                not given or self.arch in architectures,
-                f"--{name.replace('_', '-')} is for --arch {', '.join(architectures)}: "
-                f"--arch {self.arch} {_LACKS[name]}",
-            )
-        k_based = self.base != "relu"
-        for name in ("k", "aux_k", "l1"):
-            require(
-                self.arch != "matryoshka"
-                or getattr(self, name) is None
-                or k_based == (name != "l1"),
-                f"--{name.replace('_', '-')} is not for --base {self.base}, "
-                f"which {_LACKS[name]}: leave it out, or change --base",
-            )
-        require(
-            self.target_l0 is None or self.sparsity == "step",
-            "--target-l0 is for --sparsity step: the tanh penalty has no target",
-        )
-        require(
-            self.prefixes is None or self.drawn_prefixes is None,
-            "the prefixes are fixed or drawn: give --prefixes or --drawn-prefixes, not both",
-        )
+    @property
+    def has_members(self) -> bool:
+        """It is of several SAEs, each of which has options of its own."""
+        return bool(self.sweep or self.sae)
 
     @property
     def prefix_widths(self) -> tuple[int, ...] | None:
@@ -227,6 +233,17 @@ class TrainConfig:
             f"--prefixes is {self.prefixes!r}: give widths with commas between them, like 256,1024",
         )
         return tuple(sorted({int(part) for part in parts}))
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps between two checkpoints; None if not steps decide."""
+        return int(self.checkpoint_every) if self.checkpoint_every.isdecimal() else None
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Seconds between two checkpoints; None if not time decides."""
+        minutes = self.checkpoint_every.removesuffix("min")
+        return None if minutes == self.checkpoint_every else 60 * float(minutes)
 
     @property
     def rows_where(self) -> RowFilter:

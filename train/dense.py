@@ -22,13 +22,13 @@ class Dense:
         """How often each latent was above zero, as float32."""
         return (self.values.detach() > 0).float().sum(0)
 
-    def decode(self, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, decoder: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "batch d_out"]:
         """Sum the decoder rows, weighted by the activations."""
         return self.values @ decoder
 
     def decode_prefixes(
-        self, decoder: Float[Tensor, "d_sae d_in"], widths: Sequence[int]
-    ) -> Float[Tensor, "batch prefixes d_in"]:
+        self, decoder: Float[Tensor, "d_sae d_out"], widths: Sequence[int]
+    ) -> Float[Tensor, "batch prefixes d_out"]:
         """For each width, decode the first so many latents only; each is decoded once.
 
         Args:

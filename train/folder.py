@@ -1,7 +1,7 @@
 """The SAE folder: cfg.json and sae_weights.safetensors as SAELens 6 reads them, and a self-test.
 
 `self_test.safetensors` holds a few rows with their latents and reconstructions
-and the mean of the training rows. Loading repeats the test, so a folder that was
+and the mean of the training targets. Loading repeats the test, so a folder that was
 damaged, or is read by code that computes something else, is refused.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from torch import Tensor
 from saeflow.errors import BadInputError, SaeflowError
 from saeflow.files import PARTIAL, sync_directory, write_json
 from saeflow.train.architecture import Inference
+from saeflow.train.kinds import FORMS, Form
 from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE, architecture_of
 
@@ -29,13 +31,10 @@ _TOLERANCE = 1e-3
 _SHAPES = {
     "W_enc": ("d_in", "d_sae"),
     "b_enc": ("d_sae",),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
+    "W_dec": ("d_sae", "d_out"),
+    "b_dec": ("d_out",),
 }
-_SETTINGS = {
-    "apply_b_dec_to_input": True,
-    "normalize_activations": "none",
-}
+_SKIP = {"W_skip": ("d_out", "d_in")}
 
 
 def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
@@ -44,15 +43,16 @@ def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
     Args:
         sae: on any device.
         folder: must not exist.
-        rows: a few rows for the self-test, in the source model's units.
+        rows: a few rows that it reads, for the self-test, in the source model's units.
     """
+    assert sae.parameters.centre is None or not sae.parameters.centre.any(), "not folded"
     partial = folder.with_name(folder.name + PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     x = rows.to(sae.parameters.b_dec.device).float()
     latents = sae.encode(x)
-    test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents)}
+    test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents, x)}
     if sae.mean is not None:
         test["mean"] = sae.mean
     _save(_weights_of(sae), partial / WEIGHTS)
@@ -81,16 +81,16 @@ def load_sae(folder: Path | str) -> SAE:
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise BadInputError(f"SAE folder {folder} can't be read: {error}") from error
     architecture = architecture_of(cfg, str(folder))
-    named = _shapes_of(architecture)
-    _check_shapes(weights, named, architecture.renamed, cfg, folder)
-    _check_settings(cfg, folder)
+    form = FORMS[cfg["architecture"]]
+    named = _shapes_of(architecture, form)
+    sizes = {**cfg, "d_out": cfg.get("d_out" if form.kind == "transcoder" else "d_in")}
+    _check_shapes(weights, named, architecture.renamed, sizes, folder)
+    _check_settings(cfg, form, folder)
     if cfg.get("rescale_acts_by_decoder_norm"):
         _fold_decoder_norms(weights)
         cfg["rescale_acts_by_decoder_norm"] = False
     ours = {name: weights[architecture.renamed.get(name, name)] for name in named}
-    extra = {name: ours[name] for name in architecture.rules}
-    four = ours["W_enc"].t(), ours["b_enc"], ours["W_dec"], ours["b_dec"]
-    parameters = Parameters(*four, extra, architecture.rules).requires_grad_(False)
+    parameters = _parameters_of(ours, architecture, form, cfg)
     sae = SAE(architecture, parameters, cfg, test.get("mean"))
     if test:
         _repeat(test, sae, folder)
@@ -121,6 +121,24 @@ def find_sae(path: Path) -> Path:
     )
 
 
+def _parameters_of(
+    named: Mapping[str, Tensor], architecture: Inference, form: Form, cfg: Mapping[str, Any]
+) -> Parameters:
+    """Tensors by the names that they have here, as parameters that take no gradients."""
+    transcoder, crosscoder = form.kind == "transcoder", form.kind == "crosscoder"
+    return Parameters(
+        named["W_enc"].t(),
+        named["b_enc"],
+        named["W_dec"],
+        named["b_dec"],
+        {name: named[name] for name in architecture.rules},
+        architecture.rules,
+        centre=torch.zeros_like(named["W_enc"][:, 0]) if transcoder else None,
+        W_skip=named["W_skip"] if form.skip else None,
+        blocks=tuple(cfg["d_ins"]) if crosscoder else (),
+    ).requires_grad_(False)
+
+
 def _weights_of(sae: SAE) -> dict[str, Tensor]:
     """Every tensor under the name that it has in the folder."""
     p, architecture = sae.parameters, sae.architecture
@@ -130,25 +148,27 @@ def _weights_of(sae: SAE) -> dict[str, Tensor]:
         "W_dec": p.W_dec,
         "b_dec": p.b_dec,
         **{name: p.more(name) for name in architecture.rules},
+        **({} if p.W_skip is None else {"W_skip": p.W_skip}),
     }
     return {architecture.renamed.get(name, name): tensor for name, tensor in ours.items()}
 
 
-def _shapes_of(architecture: Inference) -> dict[str, tuple[str, ...]]:
+def _shapes_of(architecture: Inference, form: Form) -> dict[str, tuple[str, ...]]:
     """The axes of each of its tensors, under their names here."""
-    return {**_SHAPES, **{name: rule.axes for name, rule in architecture.rules.items()}}
+    more = {name: rule.axes for name, rule in architecture.rules.items()}
+    return {**_SHAPES, **more, **(_SKIP if form.skip else {})}
 
 
 def _check_shapes(
     weights: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[str, ...]],
     renamed: Mapping[str, str],
-    cfg: Mapping[str, Any],
+    sizes: Mapping[str, Any],
     folder: Path,
 ) -> None:
     for own_name, axes in shapes.items():
         name = renamed.get(own_name, own_name)
-        expected = tuple(cfg.get(axis) for axis in axes)
+        expected = tuple(sizes.get(axis) for axis in axes)
         found = tuple(weights[name].shape) if name in weights else None
         if found != expected:
             raise BadInputError(
@@ -156,12 +176,29 @@ def _check_shapes(
             )
 
 
-def _check_settings(cfg: Mapping[str, Any], folder: Path) -> None:
+def _check_settings(cfg: Mapping[str, Any], form: Form, folder: Path) -> None:
     """Refuse what SAELens's format allows and this saeflow would compute wrongly."""
-    for name, supported in _SETTINGS.items():
+    settings: dict[str, Any] = {
+        "apply_b_dec_to_input": form.kind != "transcoder",
+        "normalize_activations": "none",
+    }
+    for name, supported in settings.items():
         if cfg.get(name, supported) != supported:
             raise BadInputError(
                 f"SAE folder {folder}: {name} is {cfg[name]!r}, saeflow can use only {supported!r}"
+            )
+    if form.kind == "crosscoder":
+        names, widths = cfg.get("hook_names"), cfg.get("d_ins")
+        if not (
+            isinstance(names, list)
+            and isinstance(widths, list)
+            and len(names) == len(widths)
+            and all(isinstance(width, int) and width > 0 for width in widths)
+            and sum(widths) == cfg["d_in"]
+        ):
+            raise BadInputError(
+                f"SAE folder {folder}: hook_names {names} with widths d_ins {widths} are not "
+                f"those of d_in {cfg['d_in']}: its {CFG} was changed"
             )
 
 

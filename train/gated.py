@@ -38,7 +38,10 @@ class Gated:
 
     l1: float
     name: ClassVar = "gated"
-    rules: ClassVar[Mapping[str, Rule]] = {"b_mag": Rule(), "r_mag": Rule(in_row_units=False)}
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "b_mag": Rule(gain="r_mag"),
+        "r_mag": Rule(in_row_units=False),
+    }
     renamed: ClassVar[Mapping[str, str]] = {"b_enc": "b_gate"}
     revives: ClassVar = False
 
@@ -50,7 +53,7 @@ class Gated:
         self, parameters: Parameters, x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_sae"]:
         """Latents of rows."""
-        h = (x - parameters.b_dec) @ parameters.W_enc
+        h = (x - parameters.input_centre) @ parameters.W_enc
         return _latents(h, h + parameters.b_enc, parameters)
 
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
@@ -58,9 +61,10 @@ class Gated:
         centred, bias = parameters.centred(batch.x)
         gate = F.linear(centred, parameters.encoder, bias)
         codes = Dense(_latents(gate - parameters.b_enc, gate, parameters))
-        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        offset = parameters.offset(batch.x)
+        reconstruction = codes.decode(parameters.W_dec) + offset
         opened = gate.relu()
-        by_gate = opened @ parameters.W_dec.detach() + parameters.b_dec.detach()
+        by_gate = opened @ parameters.W_dec.detach() + offset.detach()
         penalty = (batch.weights * (self.l1 * batch.warm_up * opened.sum(1))).mean()
         loss = batch.error(reconstruction) + batch.error(by_gate) + penalty
         return Objective(loss, reconstruction.detach(), codes.fired())

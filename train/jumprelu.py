@@ -32,7 +32,7 @@ class JumpReLU:
     The loss is `|x - x_hat|^2` and one of these penalties:
 
     - `step`: `weight |z|_0`;
-    - `step` with a target: `weight d_in (mean |z|_0 / target - 1)^2`;
+    - `step` with a target: `weight d_out (mean |z|_0 / target - 1)^2`;
     - `tanh`: `weight sum tanh(4 z)`.
 
     Neither the jump nor the count has a gradient. With a window K, one where its
@@ -88,7 +88,7 @@ class JumpReLU:
         pre = F.linear(centred, parameters.encoder, bias)
         threshold = parameters.more("threshold")
         codes = Dense(jump(pre, threshold, self.bandwidth, self.penalty == "tanh"))
-        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
         penalty = self.weight * batch.warm_up * self._penalty(pre, codes, threshold, batch)
         loss = batch.error(reconstruction) + penalty
         if batch.dead is not None and len(batch.dead):
@@ -104,7 +104,7 @@ class JumpReLU:
         l0 = (batch.weights * step(pre, threshold, self.bandwidth).sum(1)).mean()
         if self.target is None:
             return l0
-        return batch.x.shape[1] * (l0 / self.target - 1).square()
+        return batch.target.shape[1] * (l0 / self.target - 1).square()
 
     def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:
         """A JumpReLU SAE."""

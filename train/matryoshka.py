@@ -79,9 +79,11 @@ class Matryoshka:
         """Mean over prefixes and rows of the weighted squared error, and the base's terms."""
         codes: Any = self.base.codes(parameters, batch)
         widths = self.prefixes(parameters.d_sae, batch.step)
-        nested = codes.decode_prefixes(parameters.W_dec, widths) + parameters.b_dec
-        squared_error = (nested - batch.x[:, None]).square().sum(2).mean(1)
-        loss = (batch.weights * squared_error).mean() + self.base.penalty(codes, batch)
+        offset = parameters.offset(batch.x).unsqueeze(-2)
+        nested = codes.decode_prefixes(parameters.W_dec, widths) + offset
+        squared_error = (nested - batch.target[:, None]).square().sum(2).mean(1)
+        penalty = self.base.penalty(codes, parameters, batch)
+        loss = (batch.weights * squared_error).mean() + penalty
         whole = nested[:, -1]
         if self.base.aux is not None:
             loss = loss + self.base.aux.loss(parameters, batch, whole)

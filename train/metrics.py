@@ -127,6 +127,28 @@ class DeadLatents(Metric):
         return torch.sum(self.fired == 0)
 
 
+class FiringShares(Metric):
+    """In which share of the rows each latent is above zero, (d_sae,)."""
+
+    full_state_update = False
+    fired: Tensor
+    rows: Tensor
+
+    def __init__(self, d_sae: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("fired", torch.zeros(d_sae, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, x: Float[Tensor, "rows _"], fired: Num[Tensor, " d_sae"]) -> None:
+        """Add rows."""
+        self.fired += fired.double()
+        self.rows += len(x)
+
+    def compute(self) -> Float[Tensor, " d_sae"]:
+        """The shares."""
+        return self.fired / self.rows
+
+
 def reconstruction_metrics(mean: Float[Tensor, " d_in"]) -> MetricCollection:
     """What is said of every SAE, in training and in evaluation: `fvu`, `row_fvu`, `l0`."""
     return MetricCollection(

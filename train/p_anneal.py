@@ -62,7 +62,7 @@ class PAnneal:
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted squared error and penalty."""
         codes = ReLU(self.l1).codes(parameters, batch)
-        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
+        reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
         part = self.part(batch.step, batch.n_steps)
         fell = part != self.part(max(batch.step - 1, 0), batch.n_steps)
         state = parameters.state

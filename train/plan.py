@@ -1,8 +1,11 @@
 """What a training run will do: the options held against a store, the defaults filled in."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from saeflow.config import require
 from saeflow.harvest.layout import HookPoint
@@ -12,11 +15,44 @@ from saeflow.train.architectures import MAKERS
 from saeflow.train.choose import choose_order
 from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
-from saeflow.train.optimizer import Schedule, default_rate
+from saeflow.train.members import Member, make_members
 from saeflow.train.order import StreamOrder
+from saeflow.train.schedule import Schedule, default_rate
 
 _BYTES_A_PARAMETER = 16
 """The parameter, its gradient and Adam's two moments, in float32."""
+
+_DECAY = 0.2
+"""Share of the steps over which a constant rate falls to zero at the end."""
+
+
+@dataclass(frozen=True)
+class SaePlan:
+    """How one SAE of a run will be trained.
+
+    Attributes:
+        member: its name, options and hook points.
+        architecture: which kind of SAE.
+        schedule: learning rate and penalty over the steps.
+        bytes_of_state: memory for parameters, gradients and Adam's moments.
+    """
+
+    member: Member
+    architecture: Architecture
+    schedule: Schedule
+    bytes_of_state: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--dry-run`."""
+        member = self.member
+        return {
+            "name": member.name,
+            "hook_points": [hook_point.name for hook_point in member.hook_points],
+            "d_in": member.d_in,
+            "d_sae": member.d_sae,
+            "lr": self.schedule.peak,
+            "bytes_of_state": self.bytes_of_state,
+        }
 
 
 @dataclass(frozen=True)
@@ -24,41 +60,37 @@ class TrainPlan:
     """What a training run will do.
 
     Attributes:
-        hook_point: whose rows.
-        architecture: which kind of SAE.
-        d_sae: its latents.
+        saes: which SAEs, each by its own options.
+        hook_points: all whose rows are read.
         n_steps: steps.
         batch_size: rows of each.
-        schedule: learning rate over the steps.
         epochs: passes over the rows that are trained on.
-        bytes_of_state: memory for parameters, gradients and Adam's moments.
         order: of the rows, those that no filter leaves out.
         bytes_of_windows: memory for the two windows of rows that a reader holds; 0
             where it needs none.
     """
 
-    hook_point: HookPoint
-    architecture: Architecture
-    d_sae: int
+    saes: tuple[SaePlan, ...]
+    hook_points: tuple[HookPoint, ...]
     n_steps: int
     batch_size: int
-    schedule: Schedule
     epochs: float
-    bytes_of_state: int
     order: StreamOrder
     bytes_of_windows: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all steps."""
+        return self.n_steps * self.batch_size
 
     def to_json(self) -> dict[str, Any]:
         """For `--dry-run`."""
         return {
-            "hook_point": self.hook_point.name,
-            "d_in": self.hook_point.d_in,
-            "d_sae": self.d_sae,
+            "saes": [sae.to_json() for sae in self.saes],
             "steps": self.n_steps,
-            "rows": self.n_steps * self.batch_size,
+            "rows": self.rows,
             "epochs": self.epochs,
-            "lr": self.schedule.peak,
-            "bytes_of_state": self.bytes_of_state,
+            "bytes_of_state": sum(sae.bytes_of_state for sae in self.saes),
             "rows_kept": self.order.rows_per_epoch,
             "share_kept": self.order.rows_per_epoch / self.order.n_rows,
             "rows_per_strip": self.order.rows_per_strip,
@@ -73,13 +105,9 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
     Raises:
         BadInputError: they don't fit it.
     """
-    hook_point = store.hook_point(config.hook)
-    d_sae = config.d_sae or round((config.expansion or 1) * hook_point.d_in)
-    require(
-        d_sae > 0, f"--expansion {config.expansion} of {hook_point.d_in} is no latent: raise it"
-    )
-    architecture = MAKERS[config.arch](config, hook_point.d_in, d_sae)
-    order = _order(config, store, hook_point)
+    members = make_members(config, store)
+    hook_points = tuple(dict.fromkeys(h for member in members for h in member.hook_points))
+    order = _order(config, store, hook_points)
     n_rows, batch = order.rows_per_epoch, config.batch_size
     kept = "" if order.kept is None else "that are kept, "
     require(
@@ -93,46 +121,68 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
         f"--tokens {tokens} is less than one batch of {batch}: raise it, or lower --batch-size",
     )
     n_steps = tokens // batch
-    schedule = Schedule(
+    return TrainPlan(
+        saes=tuple(_plan_sae(member, n_steps) for member in members),
+        hook_points=hook_points,
+        n_steps=n_steps,
+        batch_size=batch,
+        epochs=n_steps * batch / n_rows,
+        order=order,
+        bytes_of_windows=_bytes_of_windows(order, store, hook_points),
+    )
+
+
+def _plan_sae(member: Member, n_steps: int) -> SaePlan:
+    config, d_in, d_sae = member.config, member.d_in, member.d_sae
+    architecture = MAKERS[config.arch](config, d_in, d_sae)
+    d_out = d_in if member.target is None else member.target.d_in
+    n_extra = sum(tensor.numel() for tensor in architecture.initial(d_sae).values())
+    n_parameters = d_sae * (d_in + d_out) + d_sae + d_out + n_extra
+    n_parameters += d_in * d_out if config.skip else 0
+    return SaePlan(
+        member, architecture, _schedule(config, d_sae, n_steps), _BYTES_A_PARAMETER * n_parameters
+    )
+
+
+def _schedule(config: TrainConfig, d_sae: int, n_steps: int) -> Schedule:
+    decay = config.decay
+    if decay is None:
+        by_itself = config.schedule != "constant" or config.optimizer == "schedule-free"
+        decay = 0.0 if by_itself else _DECAY
+    pressure = config.sparsity_warm_up
+    return Schedule(
         peak=config.lr or default_rate(d_sae),
         n_steps=n_steps,
         warm_up=round(config.warm_up * n_steps),
-        decay=round(config.decay * n_steps),
-    )
-    n_extra = sum(tensor.numel() for tensor in architecture.initial(d_sae).values())
-    n_parameters = 2 * d_sae * hook_point.d_in + d_sae + hook_point.d_in + n_extra
-    return TrainPlan(
-        hook_point=hook_point,
-        architecture=architecture,
-        d_sae=d_sae,
-        n_steps=n_steps,
-        batch_size=batch,
-        schedule=schedule,
-        epochs=n_steps * batch / n_rows,
-        bytes_of_state=_BYTES_A_PARAMETER * n_parameters,
-        order=order,
-        bytes_of_windows=_bytes_of_windows(order, store, hook_point),
+        decay=round(decay * n_steps),
+        shape=config.schedule,
+        cycles=config.cycles or 4,
+        sparsity_warm_up=None if pressure is None else round(pressure * n_steps),
     )
 
 
-def _order(config: TrainConfig, store: Store, hook_point: HookPoint) -> StreamOrder:
-    """The order of the rows; reads what the filter, if there is one, has to know of them."""
+def _order(config: TrainConfig, store: Store, hook_points: Sequence[HookPoint]) -> StreamOrder:
+    """The order of the rows; reads what the filter, if there is one, has to know of them.
+
+    A row is left out if the filter leaves it out at any of the hook points.
+    """
+    kept = [kept_bits(store, hook_point, config.rows_where) for hook_point in hook_points]
+    bits = [one for one in kept if one is not None]
     return choose_order(
         store.layout,
         store.train,
-        hook_point,
+        max(hook_points, key=lambda h: h.d_in),
         batch_size=config.batch_size,
-        seed=config.seed,
+        seed=config.order_seed,
         window_rows=config.window_rows,
         remote=store.remote,
-        kept_bits=kept_bits(store, hook_point, config.rows_where),
+        kept_bits=np.bitwise_and.reduce(bits) if bits else None,
     )
 
 
-def _bytes_of_windows(order: StreamOrder, store: Store, hook_point: HookPoint) -> int:
-    n_bytes = (
-        2 * order.window * order.rows_per_strip * store.activations(hook_point, store.train).width
-    )
+def _bytes_of_windows(order: StreamOrder, store: Store, hook_points: Sequence[HookPoint]) -> int:
+    width = sum(store.activations(hook_point, store.train).width for hook_point in hook_points)
+    n_bytes = 2 * order.window * order.rows_per_strip * width
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     require(
         n_bytes < memory,

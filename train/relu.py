@@ -24,6 +24,11 @@ DEFAULT_L1 = 5.0
 class ReLU:
     """`z = relu((x - b_dec) W_enc + b_enc)`, loss `|x - x_hat|^2 + l1 |z|_1`.
 
+    In a crosscoder each `z_i` is penalised in proportion to `sum_h |W_dec[i, h]|`, over
+    hook points h (Lindsey et al., "Sparse Crosscoders for Cross-Layer Features and
+    Model Diffing", 2024): the row of all hook points together has unit norm, and a
+    latent pays less that is of one hook point only.
+
     Attributes:
         l1: weight of the penalty, for rows normalised to a mean squared norm of
             d_in; it rises from zero over the warm-up.
@@ -57,9 +62,11 @@ class ReLU:
         centred, bias = parameters.centred(batch.x)
         return Dense(F.linear(centred, parameters.encoder, bias).relu())
 
-    def penalty(self, codes: Dense, batch: Batch) -> Float[Tensor, ""]:
+    def penalty(self, codes: Dense, parameters: Parameters, batch: Batch) -> Float[Tensor, ""]:
         """Mean over rows of the weighted penalty."""
-        return (batch.weights * (self.l1 * batch.warm_up * codes.values.sum(1))).mean()
+        norms = parameters.summed_norms()
+        summed = codes.values.sum(1) if norms is None else codes.values @ norms
+        return (batch.weights * (self.l1 * batch.warm_up * summed)).mean()
 
     def renewed(
         self,
@@ -73,8 +80,8 @@ class ReLU:
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted squared error and penalty."""
         codes = self.codes(parameters, batch)
-        reconstruction = codes.decode(parameters.W_dec) + parameters.b_dec
-        loss = batch.error(reconstruction) + self.penalty(codes, batch)
+        reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
+        loss = batch.error(reconstruction) + self.penalty(codes, parameters, batch)
         return Objective(loss, reconstruction.detach(), codes.fired())
 
     def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:

@@ -9,6 +9,7 @@ pairs is known beforehand, so nothing waits for the device.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,15 +46,15 @@ class Codes:
         counts = torch.zeros_like(self.latent_bags, dtype=torch.float32)
         return counts.index_add_(0, self.latents, (self.values.detach() > 0).float())
 
-    def decode(self, decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, decoder: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "batch d_out"]:
         """Sum the active latents' decoder rows, weighted by their activations."""
         pairs = self.latents, self.rows, self.row_bags, self.order, self.latent_bags
         result: Tensor = _Decode.apply(self.values, decoder, *pairs)  # type: ignore[no-untyped-call]  # torch's own
         return result
 
     def decode_prefixes(
-        self, decoder: Float[Tensor, "d_sae d_in"], widths: Sequence[int]
-    ) -> Float[Tensor, "batch prefixes d_in"]:
+        self, decoder: Float[Tensor, "d_sae d_out"], widths: Sequence[int]
+    ) -> Float[Tensor, "batch prefixes d_out"]:
         """For each width, decode the first so many latents only; each pair is read once.
 
         Args:
@@ -97,13 +98,7 @@ def encode_topk(
         k: latents kept.
         negative: those below zero stay as they are.
     """
-
-    def select(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        values, latents = pre.topk(k, dim=1, sorted=False)
-        rows = torch.arange(len(pre), device=pre.device).repeat_interleave(k)
-        return (values if negative else values.relu()).flatten(), rows, latents.flatten()
-
-    return _encode(x, encoder, bias, select)
+    return _encode(x, encoder, bias, partial(_largest_of_rows, k=k, negative=negative))
 
 
 def encode_batchtopk(
@@ -123,14 +118,22 @@ def encode_batchtopk(
         row_scale: what a row's pre-activations are multiplied by when they are
             compared with those of other rows; more than 0.
     """
+    return _encode(x, encoder, bias, partial(_largest_of_all, n_pairs=n_pairs, row_scale=row_scale))
 
-    def select(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        compared = pre.mul_(row_scale[:, None]).flatten()
-        kept = compared.topk(n_pairs, sorted=False).indices.sort().values
-        rows = kept // pre.shape[1]
-        return (compared[kept] / row_scale[rows]).relu(), rows, kept % pre.shape[1]
 
-    return _encode(x, encoder, bias, select)
+def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Tensor, Tensor]:
+    values, latents = pre.topk(k, dim=1, sorted=False)
+    rows = torch.arange(len(pre), device=pre.device).repeat_interleave(k)
+    return (values if negative else values.relu()).flatten(), rows, latents.flatten()
+
+
+def _largest_of_all(
+    pre: Tensor, *, n_pairs: int, row_scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    compared = pre.mul_(row_scale[:, None]).flatten()
+    kept = compared.topk(n_pairs, sorted=False).indices.sort().values
+    rows = kept // pre.shape[1]
+    return (compared[kept] / row_scale[rows]).relu(), rows, kept % pre.shape[1]
 
 
 def _encode(x: Tensor, encoder: Tensor, bias: Tensor, select: Select) -> Codes:
@@ -144,6 +147,7 @@ class _Encode(torch.autograd.Function):
         ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select
     ) -> tuple[Tensor, ...]:
         values, rows, latents = select(F.linear(x, encoder, bias))
+        values = values.to(encoder.dtype)  # under autocast the product was of lower precision
         order = latents.argsort(stable=True)
         latent_bags = _starts(latents[order], len(encoder))
         row_bags = _starts(rows, len(x))

@@ -1,66 +1,31 @@
-"""The training loop: a batch, a loss, an update; what is counted on the way, and logged.
+"""One SAE in training: a batch, a loss, an update, and what is counted on the way.
 
-Training runs on normalised rows: divided by one number, so that the ordinary
-rows' mean squared distance from their mean is d_in. Massive rows, whose distance
-is many times the others', count with a weight that bounds what one row can do;
-they neither set the scale nor throw the optimizer off.
+Nothing here waits for the device, but for a look at which latents are dead every
+few steps, and what is asked for in between: figures, a checkpoint.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import SaeflowError
-from saeflow.train.architecture import Architecture, Batch, Objective
+from saeflow.train.accumulate import parts_of, together
+from saeflow.train.architecture import Architecture, Batch, Inference, Objective
 from saeflow.train.metrics import reconstruction_metrics
-from saeflow.train.optimizer import Schedule, make_optimizer, step_on_sphere
+from saeflow.train.normalisation import Normalisation
+from saeflow.train.optimizer import Updater, UpdateSettings
 from saeflow.train.parameters import Parameters
+from saeflow.train.resample import Resampling
+from saeflow.train.schedule import Schedule
 
-HEAVIEST = 3.0
-"""A row farther from the mean than this times the ordinary distance counts as if it were there."""
-
-_LOOK_EVERY = 16
+LOOK_EVERY = 16
 """Steps between two looks at which latents are dead, each of which waits for the device."""
 
-
-@dataclass(frozen=True)
-class Normalisation:
-    """The units of training.
-
-    Attributes:
-        mean: of the ordinary rows, in the source model's units.
-        scale: what a row is multiplied by.
-    """
-
-    mean: Float[Tensor, " d_in"]
-    scale: float
-
-    @staticmethod
-    def from_statistics(mean: Any, std: Any, device: torch.device) -> "Normalisation":
-        """From a store's statistics of ordinary rows.
-
-        Raises:
-            SaeflowError: the rows do not vary.
-        """
-        spread = float((std**2).sum())
-        if spread <= 0:
-            raise SaeflowError(
-                "the store's rows are all equal: there is nothing to learn from them"
-            )
-        scale = math.sqrt(len(mean) / spread)
-        return Normalisation(torch.as_tensor(mean, dtype=torch.float32, device=device), scale)
-
-    def folded(self, parameters: Parameters) -> Parameters:
-        """Parameters that do on raw rows what these do on normalised ones.
-
-        Latents come out in the source model's units.
-        """
-        return parameters.copy_for_rows_divided_by(self.scale)
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass
@@ -71,8 +36,12 @@ class Trainer:
         architecture: its kind.
         parameters: its tensors, on the device, in normalised units.
         normalisation: those units.
-        schedule: learning rate and warm-up.
+        schedule: learning rate and penalty over the steps.
         dead_after: rows without activity after which a latent counts as dead.
+        settings: how the optimizer steps.
+        resampling: gives dead latents new weights; None if nobody does.
+        accumulate: parts in which a batch goes through.
+        precision: of matrix products.
         since_fired: for each latent, rows since it was last above zero.
         dead: int64, the dead latents when that was last looked at, every few steps;
             None where the architecture does nothing about them.
@@ -83,75 +52,162 @@ class Trainer:
     normalisation: Normalisation
     schedule: Schedule
     dead_after: int
+    settings: UpdateSettings = field(default_factory=UpdateSettings)
+    resampling: Resampling | None = None
+    accumulate: int = 1
+    precision: Precision = "float32"
     since_fired: Int[Tensor, " d_sae"] = field(init=False)
     dead: Int[Tensor, " dead"] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         device = self.parameters.b_dec.device
         self.since_fired = torch.zeros(self.parameters.d_sae, dtype=torch.int64, device=device)
-        self._optimizer = make_optimizer(self.parameters, self.schedule.peak)
-        self._metrics = reconstruction_metrics(
-            self.normalisation.mean * self.normalisation.scale
-        ).to(device)
+        self.updater = Updater(self.parameters, self.settings)
+        self._first_bad = torch.tensor(self._never, device=device)
+        self._metrics = reconstruction_metrics(self.normalisation.centre).to(device)
 
-    def fit(
-        self,
-        batches: Iterator[Float[Tensor, "batch d_in"]],
-        first_step: int,
-        *,
-        log_every: int,
-    ) -> Iterator[dict[str, Any] | None]:
-        """Train on batches; yields after each step what is to be logged, or None."""
-        for step, rows in enumerate(batches, first_step):
-            x = rows * self.normalisation.scale
-            objective = self.step(x, step)
-            last = step + 1 == self.schedule.n_steps
-            if (step + 1) % log_every == 0 or last:
-                yield self._describe(step, len(rows), x, objective)
-            else:
-                yield None
+    def step(self, rows: tuple[Float[Tensor, "batch _"], ...], step: int) -> Objective:
+        """One update on rows of each hook point, in the source model's units.
 
-    def step(self, x: Float[Tensor, "batch d_in"], step: int) -> Objective:
-        """One update on normalised rows."""
-        if self.architecture.revives and step % _LOOK_EVERY == 0:
+        Where the loss is not finite nothing is updated, then and in all later steps:
+        ask `first_bad_step`.
+        """
+        if self.architecture.revives and step % LOOK_EVERY == 0:
             self.dead = (self.since_fired >= self.dead_after).nonzero().flatten()
-        batch = Batch(
+        batch = self._batch(rows, step)
+        objective = self._gradients(batch)
+        bad = self._note_if_bad(objective, step)
+        held = self.parameters.state
+        self.parameters.renew(
+            {n: torch.where(bad > 0, held[n], value) for n, value in objective.state.items()}
+        )
+        self.updater.step(self.schedule.rate(step), bad)
+        self.since_fired += len(batch.x)
+        self.since_fired[objective.fired > 0] = 0
+        if self.resampling is not None:
+            self._resample(self.resampling, batch, objective)
+        return objective
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss was not finite; None if none was. Waits for the device."""
+        step = int(self._first_bad)
+        return None if step == self._never else step
+
+    def figures(
+        self, rows: tuple[Float[Tensor, "batch _"], ...], step: int, objective: Objective
+    ) -> dict[str, float]:
+        """What is logged of the batch that was just trained on."""
+        _, target = self.normalisation.pair(rows)
+        self._metrics.reset()
+        self._metrics.update(
+            x=target, reconstruction=objective.reconstruction, fired=objective.fired
+        )
+        return {
+            "lr": self.schedule.rate(step),
+            "loss": objective.loss.item(),
+            **{name: value.item() for name, value in self._metrics.compute().items()},
+            "dead": self.n_dead,
+        }
+
+    @property
+    def n_dead(self) -> int:
+        """Latents that were not above zero in the last `dead_after` rows."""
+        return int((self.since_fired >= self.dead_after).sum())
+
+    @contextmanager
+    def finished(self) -> Iterator[tuple[Inference, Parameters]]:
+        """The SAE that training would leave now, on raw rows; training can go on afterwards."""
+        with self.updater.final(), torch.no_grad():
+            folded = self.normalisation.folded(self._weights_in_use)
+            yield self.architecture.trained(folded)
+
+    @torch.no_grad()
+    def errors(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+        """Weighted squared errors of normalised rows, of the SAE as it is."""
+        inference, p = self.architecture.trained(self._weights_in_use)
+        latents = inference.encode(p, x)
+        squared = (latents @ p.W_dec + p.b_dec - x).square().sum(1)
+        return self.normalisation.row_weights(x, x) * squared
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: tensors and numbers, under flat names."""
+        state = {
+            **{f"parameters.{name}": value for name, value in self.parameters.state_dict().items()},
+            **{f"updater.{name}": value for name, value in self.updater.state_dict().items()},
+            "since_fired": self.since_fired,
+        }
+        if self.dead is not None:
+            state["dead"] = self.dead
+        if self.resampling is not None:
+            kept = self.resampling.resampler.state_dict()
+            state |= {f"resampler.{name}": value for name, value in kept.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of the same SAE."""
+        device = self.since_fired.device
+        self.parameters.load_state_dict(_part(state, "parameters"))
+        self.updater.load_state_dict(_part(state, "updater"))
+        self.since_fired = state["since_fired"].to(device)
+        self.dead = state["dead"].to(device) if "dead" in state else None
+        if self.resampling is not None:
+            self.resampling.resampler.load_state_dict(_part(state, "resampler"))
+
+    @property
+    def _never(self) -> int:
+        return torch.iinfo(torch.int64).max
+
+    def _batch(self, rows: tuple[Tensor, ...], step: int) -> Batch:
+        x, target = self.normalisation.pair(rows)
+        return Batch(
             x=x,
-            weights=self._row_weights(x),
-            warm_up=self.schedule.progress(step),
+            target=target,
+            weights=self.normalisation.row_weights(x, target),
+            warm_up=self.schedule.pressure(step),
             step=step,
             n_steps=self.schedule.n_steps,
             dead=self.dead,
         )
-        objective = self.architecture.objective(self.parameters, batch)
-        objective.loss.backward()
-        self.parameters.renew(objective.state)
-        step_on_sphere(self._optimizer, self.parameters, self.schedule.rate(step))
-        self.since_fired += len(x)
-        self.since_fired[objective.fired > 0] = 0
-        return objective
 
-    def _row_weights(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
-        centre = self.normalisation.mean * self.normalisation.scale
-        distance = (x - centre).square().sum(1)
-        return (HEAVIEST**2 * x.shape[1] / distance).clamp(max=1.0)
+    def _gradients(self, batch: Batch) -> Objective:
+        """The loss of a batch, and its gradients in the parameters."""
+        objectives, shares = [], []
+        for part, share in parts_of(batch, self.accumulate):
+            enabled = self.precision == "bfloat16"
+            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=enabled):
+                objective = self.architecture.objective(self._weights_in_use, part)
+            (objective.loss * share).backward()
+            objectives.append(objective)
+            shares.append(share)
+        return together(objectives, shares)
 
-    def _describe(
-        self, step: int, batch_size: int, x: Tensor, objective: Objective
-    ) -> dict[str, Any]:
-        loss = objective.loss.item()
-        if not math.isfinite(loss):
-            raise SaeflowError(
-                f"the loss is {loss} at step {step}: nothing was saved; try a smaller --lr"
-            )
-        self._metrics.reset()
-        self._metrics.update(x=x, reconstruction=objective.reconstruction, fired=objective.fired)
-        values = {name: value.item() for name, value in self._metrics.compute().items()}
-        return {
-            "step": step + 1,
-            "rows": (step + 1) * batch_size,
-            "lr": self.schedule.rate(step),
-            "loss": loss,
-            **values,
-            "dead": int((self.since_fired >= self.dead_after).sum()),
-        }
+    @property
+    def _weights_in_use(self) -> Parameters:
+        """Those with unit decoder rows."""
+        free = self.settings.decoder == "free"
+        return self.parameters.with_unit_decoder() if free else self.parameters
+
+    def _resample(self, resampling: Resampling, batch: Batch, objective: Objective) -> None:
+        resampling.resampler.update_counts(batch.x, objective.fired)
+        if resampling.resampler.due:
+            latents = resampling.replace(self.parameters, self.updater, self.errors)
+            self.since_fired[latents] = 0
+
+    def _note_if_bad(self, objective: Objective, step: int) -> Float[Tensor, ""]:
+        """1 if this loss or its gradient, or one before it, is not finite; else 0.
+
+        The biases' gradients stand for all: they are sums of what goes to the weights.
+        """
+        p = self.parameters
+        told = objective.loss.detach()
+        for bias in (p.b_enc, p.b_dec):
+            assert bias.grad is not None
+            told = told + bias.grad.sum()
+        here = torch.where(told.isfinite(), self._never, step)
+        self._first_bad = torch.minimum(self._first_bad, here)
+        return (self._first_bad < self._never).float()
+
+
+def _part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

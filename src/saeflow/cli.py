@@ -19,7 +19,7 @@ from saeflow.errors import BadInputError, SaeflowError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.importing.config import ImportConfig
-from saeflow.options import ConfigFile, DryRun, Json, Overwrite, with_options_of
+from saeflow.options import ConfigFile, DryRun, Json, ManyValues, Overwrite, with_options_of
 from saeflow.train.config import TrainConfig
 
 app = typer.Typer(
@@ -118,7 +118,7 @@ def import_(
     return None
 
 
-@app.command()
+@app.command(cls=ManyValues)
 @with_options_of(TrainConfig, argument="store")
 def train(
     *,
@@ -128,7 +128,10 @@ def train(
     overwrite: Overwrite = False,
     **flags: Any,
 ) -> None:
-    """Train a sparse autoencoder on a store; the source model is not loaded."""
+    """Train sparse autoencoders on a store; the source model is not loaded.
+
+    Run again with the same options, it continues where it was stopped.
+    """
     options = load_config(TrainConfig, config, flags)
     from saeflow import console
     from saeflow.train.run import plan_training, train_sae
@@ -139,7 +142,8 @@ def train(
     if json:
         return console.print_json(result)
     done = "was trained already" if result["already_complete"] else "is trained"
-    print(f"SAE {result['sae']} {done}: {result['rows']:,} rows in {result['steps']:,} steps")
+    for sae in result["saes"]:
+        print(f"SAE {sae} {done}: {result['rows']:,} rows in {result['steps']:,} steps")
     return None
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 from saeflow.errors import BadInputError
 from saeflow.location import Place, Url, is_collapsed, locate
@@ -33,8 +33,6 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
         BadInputError: the file can't be read, or an option is unknown, missing or
             of the wrong type; the message names the option and where it came from.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     given = {name: value for name, value in flags.items() if value is not None}
     from_file = _read_toml(file) if file else {}
     known = [field.name for field in dataclasses.fields(cls)]
@@ -42,25 +40,57 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
         if name not in known:
             where = file if name in from_file else "command line"
             raise BadInputError(f"{where}: unknown option '{name}': known are {', '.join(known)}")
-    hints = get_type_hints(cls)
     values = {
-        name: _place(value) if hints[name] == Place else value
-        for name, value in {**from_file, **given}.items()
+        **parse_options(cls, {k: v for k, v in from_file.items() if k not in given}, str(file)),
+        **parse_options(cls, given),
     }
-    try:
-        config = TypeAdapter(cls).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        flag = f"--{name.replace('_', '-')}"
-        if first["type"] == "missing":
-            raise BadInputError(f"{flag} is needed: give it as a flag or in --config") from error
-        where = f"{file}: {name}" if name not in given else flag
-        raise BadInputError(f"{where}: {first['msg']}, not {first['input']!r}") from error
-    for field in dataclasses.fields(config):
-        if is_collapsed(getattr(config, field.name)):
-            raise BadInputError(f"--{field.name.replace('_', '-')} is a URL: give a folder")
+    for field in dataclasses.fields(cls):
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if missing and field.name not in values:
+            raise BadInputError(
+                f"{flag_of(field.name)} is needed: give it as a flag or in --config"
+            )
+    config = cls(**values)
+    for name in known:
+        if is_collapsed(getattr(config, name)):
+            raise BadInputError(f"{flag_of(name)} is a URL: give a folder")
     return config
+
+
+def parse_options(
+    cls: type[Config], options: Mapping[str, Any], where: str | None = None
+) -> dict[str, Any]:
+    """Values of some options, as text or as TOML has them, in the types of the config's fields.
+
+    Args:
+        cls: the config dataclass.
+        options: by their names, all of which it has.
+        where: they are from, for messages; None for the command line.
+
+    Raises:
+        BadInputError: one is of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = get_type_hints(cls)
+    parsed = {}
+    for name, value in options.items():
+        hint = hints[name]
+        given = _place(value) if hint == Place else value
+        if get_origin(hint) is tuple and isinstance(value, str):
+            given = (value,)
+        try:
+            parsed[name] = TypeAdapter(hint).validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            told = flag_of(name) if where is None else f"{where}: {name}"
+            raise BadInputError(f"{told}: {first['msg']}, not {first['input']!r}") from error
+    return parsed
+
+
+def flag_of(name: str) -> str:
+    """What an option is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def to_plain(config: "DataclassInstance") -> dict[str, Any]:
@@ -70,7 +100,7 @@ def to_plain(config: "DataclassInstance") -> dict[str, Any]:
         if isinstance(value, Path):
             value = str(value)
         if isinstance(value, tuple):
-            value = list(value)
+            value = [dict(one) if isinstance(one, Mapping) else one for one in value]
         if value is not None:
             plain[name] = value
     return plain

@@ -8,9 +8,10 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from saeflow.location import Place
 
@@ -34,6 +35,7 @@ def with_options_of(config: type, *, argument: str | None = None) -> Callable[[C
         options = [
             _parameter(field, hints[field.name], positional=field.name == argument)
             for field in dataclasses.fields(config)
+            if get_origin(hints[field.name]) is Annotated  # what has no help is for files only
         ]
         options.sort(key=lambda p: p.name != argument)
         parameters = [*options, *own]
@@ -56,7 +58,9 @@ def _parameter(
     kind, documentation = get_args(hint)
     base = str if kind == Place else _without_none(kind)
     if get_origin(base) is tuple:
-        base = list[get_args(base)[0]]  # type: ignore[misc]  # built at run time, for typer
+        one = get_args(base)[0]
+        one = str if get_origin(one) is Literal else one  # which typer can't have several of
+        base = list[one]  # type: ignore[valid-type]  # built at run time, for typer
     help_text = documentation.documentation
     info: Any
     if positional:
@@ -75,6 +79,26 @@ def _parameter(
         default=None,
         annotation=Annotated[base | None, info],
     )
+
+
+class ManyValues(TyperCommand):
+    """A command whose `--sweep` takes several values, `--sweep k=16,32 lr=1e-4,3e-4`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each of the values a flag of its own, which is what click knows."""
+        return super().parse_args(ctx, _one_each(args, "--sweep"))
+
+
+def _one_each(args: list[str], flag: str) -> list[str]:
+    """After a flag, its first value and all those that are assignments, each behind the flag."""
+    spread, sweeping = [], False
+    for place, arg in enumerate(args):
+        assigns = "=" in arg and not arg.startswith("-")
+        if sweeping and assigns and args[place - 1] != flag:
+            spread.append(flag)
+        spread.append(arg)
+        sweeping = arg == flag or (sweeping and assigns)
+    return spread
 
 
 def _without_none(kind: Any) -> Any:

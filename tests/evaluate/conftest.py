@@ -72,7 +72,7 @@ def trained_runs(taught_store: Path, tmp_path_factory: pytest.TempPathFactory) -
             TrainConfig(
                 store=taught_store,
                 out=base / hook,
-                hook=hook,
+                hook=(hook,),
                 d_sae=64,
                 k=8,
                 batch_size=256,

@@ -123,7 +123,9 @@ def test_a_hook_point_with_a_head_axis(config: Make, sae_of_heads: Path) -> None
 
 def test_where_ablation_costs_nothing_there_is_no_score(tiny_store: Path, tmp_path: Path) -> None:
     """The weights of `tiny_model` are random: it has nothing to lose."""
-    train = TrainConfig(store=tiny_store, out=tmp_path, hook=HOOK, d_sae=40, tokens=0, device="cpu")
+    train = TrainConfig(
+        store=tiny_store, out=tmp_path, hook=(HOOK,), d_sae=40, tokens=0, device="cpu"
+    )
     result = evaluate_sae(EvaluateConfig(sae=train_sae(train).folder, tokens=640, device="cpu"))
     assert result.reconstruction_score is None
     assert result.verdict.startswith("No score")

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from saeflow.harvest.store import Store, open_store
 from saeflow.train.architecture import Architecture
 from saeflow.train.config import TrainConfig
-from saeflow.train.optimizer import Schedule
+from saeflow.train.normalisation import Normalisation
 from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE
+from saeflow.train.schedule import Schedule
 from saeflow.train.topk import TopK
-from saeflow.train.trainer import Normalisation, Trainer
+from saeflow.train.trainer import Trainer
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -37,7 +38,7 @@ def train_config(tiny_store: Path, tmp_path: Path) -> Callable[..., TrainConfig]
         options = {
             "store": tiny_store,
             "out": tmp_path / "run",
-            "hook": HOOK,
+            "hook": (HOOK,),
             "d_sae": 48,
             "k": 4,
             "batch_size": 256,
@@ -141,3 +142,18 @@ def zarr_rows(tiny_store: Path) -> Callable[[str], Tensor]:
         return torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
 
     return rows
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """What a run made, by file: without the folder's name in it, and how fast it was."""
+
+    def read(run: Path) -> dict[str, bytes]:
+        files = {str(file.relative_to(run)): file for file in run.rglob("*") if file.is_file()}
+        return {
+            name: file.read_bytes().replace(str(run).encode(), b"RUN")
+            for name, file in sorted(files.items())
+            if name not in ("config.toml", "speed.jsonl")
+        }
+
+    return read

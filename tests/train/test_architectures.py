@@ -16,8 +16,9 @@ from saeflow.train.architecture import Architecture, Inference
 from saeflow.train.architectures import LOADERS, MAKERS
 from saeflow.train.config import TrainConfig
 from saeflow.train.folder import load_sae
+from saeflow.train.normalisation import Normalisation
 from saeflow.train.run import plan_training, train_sae
-from saeflow.train.trainer import Normalisation, Trainer
+from saeflow.train.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
 
@@ -84,7 +85,8 @@ def test_the_same_options_give_the_same_bytes(
 
 def plan_of(train_config: Make, case: str) -> Architecture:
     options = {"arch": case.split(",")[0], "d_sae": 64, **CASES[case][0]}
-    return plan_training(train_config(**options)).architecture
+    (sae,) = plan_training(train_config(**options)).saes
+    return sae.architecture
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,9 +99,8 @@ def test_training_explains_sparse_data(
 ) -> None:
     architecture = plan_of(train_config, case)
     trainer = make_trainer(architecture, normalisation_of(sparse_rows(20_000)))
-    batches = (sparse_rows(256, seed=2 + step) for step in range(400))
-    for _ in trainer.fit(batches, 0, log_every=400):
-        pass
+    for step in range(400):
+        trainer.step((sparse_rows(256, seed=2 + step),), step)
     inference, p = architecture.trained(trainer.normalisation.folded(trainer.parameters))
     rows = sparse_rows(2000, seed=-1)
     latents = inference.encode(p, rows)
@@ -139,7 +140,7 @@ def test_the_example_of_the_docs_trains(
     architecture = example["Above"](0.5)
     assert isinstance(architecture, Architecture)
     trainer = make_trainer(architecture, normalisation_of(sparse_rows(5000)))
-    losses = [trainer.step(sparse_rows(256, seed=s), s).loss.item() for s in range(30)]
+    losses = [trainer.step((sparse_rows(256, seed=s),), s).loss.item() for s in range(30)]
     assert losses[-1] < losses[0] / 2
     inference, p = architecture.trained(trainer.normalisation.folded(trainer.parameters))
     expected = torch.tensor(0.5) / trainer.normalisation.scale

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from saeflow.train.architecture import Batch
 from saeflow.train.auxk import AuxK, auxiliary
+from saeflow.train.normalisation import Normalisation
 from saeflow.train.parameters import Parameters
 from saeflow.train.topk import TopK
-from saeflow.train.trainer import Normalisation, Trainer
+from saeflow.train.trainer import Trainer
 
 Make = Callable[..., Parameters]
 
@@ -92,7 +93,7 @@ def test_it_revives_dead_latents(
         with torch.no_grad():
             trainer.parameters.b_enc[:32] = -2.0
         for step in range(300):
-            trainer.step(sparse_rows(256, seed=step) * trainer.normalisation.scale, step)
+            trainer.step((sparse_rows(256, seed=step),), step)
         silent[aux is not None] = int((trainer.since_fired >= 2560).sum())
     assert silent[True] < 8
     assert silent[False] == 32

@@ -27,7 +27,7 @@ def test_training_does_not_load_the_language_models_libraries(
     loaded = modules_after(
         "from pathlib import Path\nimport saeflow\n"
         "from saeflow.config import load_config\n"
-        f"options = dict({config}, hook='blocks.0.hook_resid_post', d_sae=40, tokens=2048)\n"
+        f"options = dict({config}, hook=('blocks.0.hook_resid_post',), d_sae=40, tokens=2048)\n"
         "saeflow.train_sae(load_config(saeflow.TrainConfig, None, options))"
     )
     assert (tmp_path / "run" / "sae").is_dir()

@@ -117,7 +117,7 @@ class AdamWithReset(Adam):
 
     def reset_neurons_state(
         self,
-        parameter: nn.Parameter,
+        parameter: Tensor,
         neuron_indices: Integer[Tensor, "*latents"],
         axis: int,
         component_idx: int | None = 0,
@@ -157,7 +157,7 @@ class AdamWithReset(Adam):
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
         self._young = {}
 
-    def _group_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+    def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
             if any(parameter is each for each in group["params"]):
                 return group
@@ -166,7 +166,7 @@ class AdamWithReset(Adam):
             "give one that it was made with"
         )
 
-    def _check_component(self, parameter: nn.Parameter, component_idx: int | None) -> None:
+    def _check_component(self, parameter: Tensor, component_idx: int | None) -> None:
         n_components = len(parameter) if self.has_components_dim else 1
         if not 0 <= (component_idx or 0) < n_components:
             raise BadInputError(
@@ -174,7 +174,7 @@ class AdamWithReset(Adam):
                 "component(s): give a smaller one, or has_components_dim=True"
             )
 
-    def _born(self, parameter: nn.Parameter, axis: int) -> Float[Tensor, "*shape"]:
+    def _born(self, parameter: Tensor, axis: int) -> Float[Tensor, "*shape"]:
         """After which step each latent was last reset; other axes have length 1."""
         shape = [1] * parameter.ndim
         if self.has_components_dim:

@@ -42,7 +42,10 @@ class Young:
         second = self.of(state.get("max_exp_avg_sq", state["exp_avg_sq"]))
         step = state["step"].to(parameter.device)
         factor = late_start_factor(second, step, self.born, group["betas"], group["eps"])
-        right = before + (self.of(parameter) - before) * factor
+        change = self.of(parameter) - before
+        # An update that was left out, since its loss was bad, is nothing to correct: where a
+        # latent has not begun yet, the factor of nothing is 0 / 0.
+        right = before + torch.where(change == 0, change, change * factor)
         part(parameter, self.component).index_copy_(self.axis, self.latents, right)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from saeflow.train.seeds.adam_with_reset import AdamWithReset
 from saeflow.train.seeds.late_start import part
@@ -32,9 +32,9 @@ class ParameterUpdateResults:
 def apply_updates(
     updates: Sequence[ParameterUpdateResults],
     *,
-    encoder_weight: nn.Parameter,
-    encoder_bias: nn.Parameter,
-    decoder_weight: nn.Parameter,
+    encoder_weight: Tensor,
+    encoder_bias: Tensor,
+    decoder_weight: Tensor,
     decoder_axis: int = -1,
     optimizer: AdamWithReset | None = None,
 ) -> None:
