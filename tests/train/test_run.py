@@ -189,3 +189,50 @@ def test_the_sae_that_is_returned_is_the_one_on_disk(train_config: Make) -> None
     loaded = load_sae(result.folder)
     assert torch.equal(loaded.parameters.encoder, result.sae.parameters.encoder)
     assert loaded.cfg == result.sae.cfg
+
+
+def test_a_row_that_is_not_finite_is_named(
+    train_config: Make, tiny_store: Path, tmp_path: Path
+) -> None:
+    """It is read as stored, before anything is computed of it."""
+    copy = shutil.copytree(tiny_store, tmp_path / "copy")
+    shard = copy / "acts" / "blocks.0.hook_resid_post" / "c" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[7 * 64 : 7 * 64 + 2] = b"\xc0\x7f"  # NaN in bfloat16
+    shard.write_bytes(content)
+    told = (
+        r"the loss of blocks.0.hook_resid_post-topk-48 is not finite at step \d+, rows \d.* to .*; "
+        r"no weight was changed by it, none was saved yet; "
+        r"row 7 of blocks.0.hook_resid_post in the store is not finite"
+    )
+    with pytest.raises(SaeflowError, match=told):
+        train_sae(train_config(store=copy, tokens=None))
+
+
+def test_training_goes_on_from_an_sae_folder(train_config: Make, tmp_path: Path) -> None:
+    first = train_sae(train_config(out=tmp_path / "first"))
+    again = train_sae(train_config(tokens=0, init_from=first.folder)).sae
+    torch.testing.assert_close(again.parameters.encoder, first.sae.parameters.encoder)
+    torch.testing.assert_close(again.parameters.b_enc, first.sae.parameters.b_enc)
+
+
+def test_an_sae_folder_of_another_width_is_refused(train_config: Make, tmp_path: Path) -> None:
+    first = train_sae(train_config(out=tmp_path / "first", tokens=0))
+    with pytest.raises(BadInputError, match=r"48.*40|40.*48"):
+        train_sae(train_config(d_sae=40, init_from=first.folder))
+    assert not train_config().out.exists()
+
+
+def test_more_dead_latents_than_rows_to_resample_from_is_said(train_config: Make) -> None:
+    config = train_config(
+        arch="relu",
+        k=None,
+        l1=1000.0,
+        resample=True,
+        resample_every=1024,
+        resample_window=512,
+        resample_rows=2,
+        resample_threshold=0.9,
+    )
+    with pytest.raises(BadInputError, match=r"dead latents and 2 sampled rows"):
+        train_sae(config)
