@@ -30,6 +30,8 @@ class Batch:
         dead: int64, the latents that were silent for long, as of a few steps ago;
             None if nobody has looked.
         target: what is to be reconstructed, normalised; `x` if not given.
+        known: the pre-activations, where they were computed together with those of
+            other SAEs; without a graph.
     """
 
     x: Float[Tensor, "batch d_in"]
@@ -39,6 +41,7 @@ class Batch:
     n_steps: int = 1
     dead: Int[Tensor, " dead"] | None = None
     target: Float[Tensor, "batch d_out"] = cast("Tensor", None)  # noqa: RUF009  # replaced below
+    known: Float[Tensor, "batch d_sae"] | None = None
 
     def __post_init__(self) -> None:
         if cast("Tensor | None", self.target) is None:

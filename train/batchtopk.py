@@ -55,7 +55,10 @@ class BatchTopK:
         """The active latents of a training batch."""
         centred, bias = parameters.centred(batch.x)
         n_pairs = self.k * len(batch.x)
-        return encode_batchtopk(centred, parameters.encoder, bias, n_pairs, batch.weights.sqrt())
+        row_scale = batch.weights.sqrt()
+        return encode_batchtopk(
+            centred, parameters.encoder, bias, n_pairs, row_scale, known=batch.known
+        )
 
     def penalty(self, codes: Codes, parameters: Parameters, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
         """None: how many latents are active needs no encouragement."""

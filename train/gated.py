@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from saeflow.train.architecture import Batch, Inference, Objective
 from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
+from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
 
 DEFAULT_L1 = 5.0
@@ -59,7 +59,7 @@ class Gated:
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted errors and penalty."""
         centred, bias = parameters.centred(batch.x)
-        gate = F.linear(centred, parameters.encoder, bias)
+        gate = encoded(centred, parameters.encoder, bias, batch.known)
         codes = Dense(_latents(gate - parameters.b_enc, gate, parameters))
         offset = parameters.offset(batch.x)
         reconstruction = codes.decode(parameters.W_dec) + offset

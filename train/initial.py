@@ -14,11 +14,14 @@ from saeflow.errors import BadInputError
 from saeflow.train.architecture import Architecture
 from saeflow.train.folder import load_sae
 from saeflow.train.normalisation import Kind, Normalisation
-from saeflow.train.parameters import INITIAL_ENCODER, Parameters
+from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE
 
 Start = Literal["mean", "geometric-median", "zero"]
 """Where b_dec begins."""
+
+INITIAL_READ = 0.3
+"""Length of a transcoder's encoder rows in the beginning."""
 
 _CPU = torch.device("cpu")
 _WORDS: Mapping[tuple[Kind, bool], str] = {
@@ -94,7 +97,7 @@ def _transcoder(
     W_dec = F.normalize(torch.randn(d_sae, d_out, generator=generator), dim=1)
     read = F.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
     return Parameters(
-        INITIAL_ENCODER * read,
+        INITIAL_READ * read,
         torch.zeros(d_sae),
         W_dec,
         b_dec.clone(),

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from saeflow.config import require
 from saeflow.train.architecture import Batch, Inference, Objective, pre_activations
 from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
+from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
 
 DEFAULT_L0 = {"step": 0.4, "tanh": 1.0}
@@ -85,7 +85,7 @@ class JumpReLU:
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
         """Mean over rows of the weighted squared error and penalty."""
         centred, bias = parameters.centred(batch.x)
-        pre = F.linear(centred, parameters.encoder, bias)
+        pre = encoded(centred, parameters.encoder, bias, batch.known)
         threshold = parameters.more("threshold")
         codes = Dense(jump(pre, threshold, self.bandwidth, self.penalty == "tanh"))
         reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)

@@ -101,12 +101,13 @@ class Loader:
         return self._widen(self._tensors(views), copy=True)[0]
 
     def figures(self) -> dict[str, Any]:
-        """How fast rows came, in rows and GB a second, and the share of time waited for them."""
+        """How fast rows came, in rows and GB a second, how many bytes, and the time waited."""
         seconds = max(self.seconds, 1e-9)
         width = sum(array.width for array in self.arrays)
         return {
             "rows_per_s": round(self.rows / seconds),
             "gb_per_s": round(self.rows * width / seconds / 1e9, 3),
+            "bytes": self.rows * width,
             "waited": self.waited / seconds,
         }
 

@@ -1,7 +1,7 @@
 """The loop over batches: every SAE takes a step on each; what is due is noted and saved."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -21,6 +21,7 @@ from saeflow.train.journal import Journal
 from saeflow.train.loader import Loader
 from saeflow.train.order import StreamOrder
 from saeflow.train.plan import TrainPlan
+from saeflow.train.shared import SharedEncoders
 from saeflow.train.stopping import Stopping
 from saeflow.train.trainer import LOOK_EVERY, Trainer
 
@@ -34,6 +35,7 @@ class Training:
     Attributes:
         config, plan, store: what is trained, on what.
         trainers: of each SAE, by its name, in the plan's order.
+        groups: of SAEs whose encoders' products are one.
         loader: where batches come from.
         held_out: rows to check on; None for none.
         journal: where figures go.
@@ -46,6 +48,7 @@ class Training:
     plan: TrainPlan
     store: Store
     trainers: Mapping[str, Trainer]
+    groups: Sequence[SharedEncoders]
     loader: Loader
     held_out: HeldOut | None
     journal: Journal
@@ -70,16 +73,22 @@ class Training:
             note = ""
             for step, batch in enumerate(batches, first_step):
                 rows = dict(zip(self.plan.hook_points, batch, strict=True))
-                objectives = {
-                    name: trainer.step(self._rows_of(name, rows), step)
-                    for name, trainer in self.trainers.items()
-                }
+                objectives = self._step(rows, step)
                 if self._is_looked_at(step):
                     self._refuse_divergence()
                 if self._is_logged(step):
                     note = self._log(step, rows, objectives)
                 meter.advance(self.plan.batch_size, note)
                 self._save_or_stop(step + 1)
+
+    def _step(self, rows: Rows, step: int) -> dict[str, Objective]:
+        batches = {
+            name: trainer.batch(self._rows_of(name, rows), step)
+            for name, trainer in self.trainers.items()
+        }
+        for group in self.groups:
+            batches |= group.with_known(batches)
+        return {name: self.trainers[name].step_on(batch) for name, batch in batches.items()}
 
     def _rows_of(self, name: str, rows: Rows) -> tuple[Float[Tensor, "batch _"], ...]:
         return tuple(rows[hook_point] for hook_point in self._hook_points[name])

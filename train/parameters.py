@@ -9,9 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INITIAL_ENCODER = 0.3
-"""The encoder's initial weights, as a multiple of the decoder's transpose."""
-
 Scale = float | Float[Tensor, " channels"]
 """What numbers are multiplied or divided by: one number for all, or one for each channel."""
 
@@ -126,17 +123,16 @@ class Parameters(nn.Module):
         *,
         blocks: tuple[int, ...] = (),
     ) -> "Parameters":
-        """Random unit decoder rows, the encoder a small multiple of their transpose.
+        """Random unit decoder rows, the encoder their transpose.
 
         So an SAE begins, and a crosscoder; transcoders are in `saeflow.train.initial`.
-        A full-sized transpose begins with reconstructions as long as the rows
-        themselves, in random directions, which training first has to unlearn; a
-        small one begins near `b_dec`. The draw is on the CPU, so that a seed means
+        A smaller encoder reconstructs as well, but an update turns its rows farther, so
+        that some lose their way and die. The draw is on the CPU, so that a seed means
         the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         W_dec = F.normalize(torch.randn(d_sae, len(b_dec), generator=generator), dim=1)
-        four = INITIAL_ENCODER * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone()
+        four = W_dec.clone(), torch.zeros(d_sae), W_dec, b_dec.clone()
         return Parameters(*four, extra, rules, blocks=blocks)
 
     @property

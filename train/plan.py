@@ -122,7 +122,7 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
     )
     n_steps = tokens // batch
     return TrainPlan(
-        saes=tuple(_plan_sae(member, n_steps) for member in members),
+        saes=tuple(plan_sae(member, n_steps) for member in members),
         hook_points=hook_points,
         n_steps=n_steps,
         batch_size=batch,
@@ -132,7 +132,8 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
     )
 
 
-def _plan_sae(member: Member, n_steps: int) -> SaePlan:
+def plan_sae(member: Member, n_steps: int) -> SaePlan:
+    """What one SAE of a run is, in a run of so many steps."""
     config, d_in, d_sae = member.config, member.d_in, member.d_sae
     architecture = MAKERS[config.arch](config, d_in, d_sae)
     d_out = d_in if member.target is None else member.target.d_in

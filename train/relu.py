@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from saeflow.train.architecture import Batch, Inference, Objective, pre_activations
 from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
+from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
 
 DEFAULT_L1 = 5.0
@@ -60,7 +60,7 @@ class ReLU:
     def codes(self, parameters: Parameters, batch: Batch) -> Dense:
         """The latents of a training batch."""
         centred, bias = parameters.centred(batch.x)
-        return Dense(F.linear(centred, parameters.encoder, bias).relu())
+        return Dense(encoded(centred, parameters.encoder, bias, batch.known).relu())
 
     def penalty(self, codes: Dense, parameters: Parameters, batch: Batch) -> Float[Tensor, ""]:
         """Mean over rows of the weighted penalty."""

@@ -25,6 +25,7 @@ from saeflow.train.loader import Loader
 from saeflow.train.loop import Training
 from saeflow.train.plan import TrainPlan, make_plan
 from saeflow.train.sae import SAE
+from saeflow.train.shared import share_encoders
 from saeflow.train.stopping import watching
 from saeflow.train.trainer import Trainer
 
@@ -166,6 +167,7 @@ def _train(
             plan=plan,
             store=store,
             trainers=trainers,
+            groups=share_encoders(trainers, config.batch_size) if device.type == "cuda" else (),
             loader=loader,
             held_out=open_held_out(store, plan.hook_points, config.evaluate_rows),
             journal=journal,

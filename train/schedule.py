@@ -7,7 +7,7 @@ from typing import Literal
 Shape = Literal["constant", "linear", "cosine", "restarts"]
 
 _REFERENCE_WIDTH = 16_384
-_REFERENCE_RATE = 4e-4
+_REFERENCE_RATE = 1.2e-3
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ class Schedule:
 
 
 def default_rate(d_sae: int) -> float:
-    """The rate for a width: falling with its root (Gao et al. 2024, appendix A.3)."""
+    """The rate for a width: falling with its root (Gao et al. 2024, appendix A.3).
+
+    The factor is ours: between 50 and 1,600 steps of 2,048 rows, on a language model's
+    rows and on synthetic ones, twice as much reconstructs a little better and leaves
+    more latents dead; a third reconstructs worse by up to a quarter.
+    """
     return _REFERENCE_RATE * math.sqrt(_REFERENCE_WIDTH / d_sae)
 
 

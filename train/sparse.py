@@ -88,6 +88,7 @@ def encode_topk(
     k: int,
     *,
     negative: bool = False,
+    known: Float[Tensor, "batch d_sae"] | None = None,
 ) -> Codes:
     """The k largest pre-activations of each row, those below zero set to zero.
 
@@ -97,8 +98,9 @@ def encode_topk(
         bias: of the pre-activations.
         k: latents kept.
         negative: those below zero stay as they are.
+        known: the pre-activations, where someone has computed them.
     """
-    return _encode(x, encoder, bias, partial(_largest_of_rows, k=k, negative=negative))
+    return _encode(x, encoder, bias, partial(_largest_of_rows, k=k, negative=negative), known)
 
 
 def encode_batchtopk(
@@ -107,6 +109,8 @@ def encode_batchtopk(
     bias: Float[Tensor, " d_sae"],
     n_pairs: int,
     row_scale: Float[Tensor, " batch"],
+    *,
+    known: Float[Tensor, "batch d_sae"] | None = None,
 ) -> Codes:
     """The largest pre-activations of the whole batch, those below zero set to zero.
 
@@ -117,8 +121,10 @@ def encode_batchtopk(
         n_pairs: how many are kept.
         row_scale: what a row's pre-activations are multiplied by when they are
             compared with those of other rows; more than 0.
+        known: the pre-activations, where someone has computed them; written over.
     """
-    return _encode(x, encoder, bias, partial(_largest_of_all, n_pairs=n_pairs, row_scale=row_scale))
+    select = partial(_largest_of_all, n_pairs=n_pairs, row_scale=row_scale)
+    return _encode(x, encoder, bias, select, known)
 
 
 def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,17 +142,19 @@ def _largest_of_all(
     return (compared[kept] / row_scale[rows]).relu(), rows, kept % pre.shape[1]
 
 
-def _encode(x: Tensor, encoder: Tensor, bias: Tensor, select: Select) -> Codes:
-    tensors = _Encode.apply(x, encoder, bias, select)  # type: ignore[no-untyped-call]  # torch's own
+def _encode(
+    x: Tensor, encoder: Tensor, bias: Tensor, select: Select, known: Tensor | None
+) -> Codes:
+    tensors = _Encode.apply(x, encoder, bias, select, known)  # type: ignore[no-untyped-call]  # torch's own
     return Codes(*tensors)
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select
+        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select, known: Tensor | None
     ) -> tuple[Tensor, ...]:
-        values, rows, latents = select(F.linear(x, encoder, bias))
+        values, rows, latents = select(F.linear(x, encoder, bias) if known is None else known)
         values = values.to(encoder.dtype)  # under autocast the product was of lower precision
         order = latents.argsort(stable=True)
         latent_bags = _starts(latents[order], len(encoder))
@@ -163,7 +171,7 @@ class _Encode(torch.autograd.Function):
         padded = torch.cat([grad.new_zeros(1), grad.double().cumsum(0)])
         ends = torch.cat([bags[1:], bags.new_full((1,), len(grad))])
         grad_bias = (padded[ends] - padded[bags]).to(values.dtype)
-        return None, grad_encoder, grad_bias, None
+        return None, grad_encoder, grad_bias, None, None
 
 
 class _Decode(torch.autograd.Function):

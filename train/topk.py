@@ -58,7 +58,7 @@ class TopK:
     def codes(self, parameters: Parameters, batch: Batch) -> Codes:
         """The active latents of a training batch."""
         centred, bias = parameters.centred(batch.x)
-        return encode_topk(centred, parameters.encoder, bias, self.k)
+        return encode_topk(centred, parameters.encoder, bias, self.k, known=batch.known)
 
     def penalty(self, codes: Codes, parameters: Parameters, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
         """None: how many latents are active needs no encouragement."""

@@ -67,21 +67,37 @@ class Trainer:
         self._metrics = reconstruction_metrics(self.normalisation.centre).to(device)
 
     def step(self, rows: tuple[Float[Tensor, "batch _"], ...], step: int) -> Objective:
-        """One update on rows of each hook point, in the source model's units.
+        """One update on rows of each hook point, in the source model's units."""
+        return self.step_on(self.batch(rows, step))
+
+    def batch(self, rows: tuple[Float[Tensor, "batch _"], ...], step: int) -> Batch:
+        """What `step_on` works on: the rows in normalised units, and what goes with them."""
+        if self.architecture.revives and step % LOOK_EVERY == 0:
+            self.dead = (self.since_fired >= self.dead_after).nonzero().flatten()
+        x, target = self.normalisation.pair(rows)
+        return Batch(
+            x=x,
+            target=target,
+            weights=self.normalisation.row_weights(x, target),
+            warm_up=self.schedule.pressure(step),
+            step=step,
+            n_steps=self.schedule.n_steps,
+            dead=self.dead,
+        )
+
+    def step_on(self, batch: Batch) -> Objective:
+        """One update.
 
         Where the loss is not finite nothing is updated, then and in all later steps:
         ask `first_bad_step`.
         """
-        if self.architecture.revives and step % LOOK_EVERY == 0:
-            self.dead = (self.since_fired >= self.dead_after).nonzero().flatten()
-        batch = self._batch(rows, step)
         objective = self._gradients(batch)
-        bad = self._note_if_bad(objective, step)
+        bad = self._note_if_bad(objective, batch.step)
         held = self.parameters.state
         self.parameters.renew(
             {n: torch.where(bad > 0, held[n], value) for n, value in objective.state.items()}
         )
-        self.updater.step(self.schedule.rate(step), bad)
+        self.updater.step(self.schedule.rate(batch.step), bad)
         self.since_fired += len(batch.x)
         self.since_fired[objective.fired > 0] = 0
         if self.resampling is not None:
@@ -129,6 +145,11 @@ class Trainer:
         squared = (latents @ p.W_dec + p.b_dec - x).square().sum(1)
         return self.normalisation.row_weights(x, x) * squared
 
+    def autocast(self) -> torch.autocast:
+        """In which matrix products are of the precision that is wanted."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.since_fired.device.type, torch.bfloat16, enabled=enabled)
+
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from: tensors and numbers, under flat names."""
         state = {
@@ -157,24 +178,11 @@ class Trainer:
     def _never(self) -> int:
         return torch.iinfo(torch.int64).max
 
-    def _batch(self, rows: tuple[Tensor, ...], step: int) -> Batch:
-        x, target = self.normalisation.pair(rows)
-        return Batch(
-            x=x,
-            target=target,
-            weights=self.normalisation.row_weights(x, target),
-            warm_up=self.schedule.pressure(step),
-            step=step,
-            n_steps=self.schedule.n_steps,
-            dead=self.dead,
-        )
-
     def _gradients(self, batch: Batch) -> Objective:
         """The loss of a batch, and its gradients in the parameters."""
         objectives, shares = [], []
         for part, share in parts_of(batch, self.accumulate):
-            enabled = self.precision == "bfloat16"
-            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=enabled):
+            with self.autocast():
                 objective = self.architecture.objective(self._weights_in_use, part)
             (objective.loss * share).backward()
             objectives.append(objective)

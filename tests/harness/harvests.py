@@ -3,100 +3,28 @@
 import contextlib
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import End, Running, Server
+
 LOCK = "_saeflow/lock"
 LOGS = "_saeflow/log"
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-}
-KINDS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, "ENOSPC": 1}
-"""What cuts a harvest short, and the exit code that it has to have then."""
 
 
-@dataclass(frozen=True)
-class End:
-    """How a forked harvest ended: its exit code, and the last operation on its store."""
-
-    code: int
-    operation: int
-    name: str
-
-
-class Running:
-    """A harvest on its way into `out`; what it says stands in `log`."""
-
-    def __init__(self, server: "Server", out: Path, log: Path, pid: int) -> None:
-        self._server, self.out, self.log, self.pid = server, out, log, pid
-
-    def until_tokenizing(self) -> float:
-        """Wait until the store says that it is there; the moment when it did."""
-        while not (self.out / "zarr.json").exists():
-            time.sleep(0.001)
-        return time.monotonic()
-
-    def wait(self) -> End:
-        return End(**self._server.ask({"wait": self.pid}))
-
-    def kill(self) -> End:
-        with contextlib.suppress(ProcessLookupError):  # it may just have come to its end
-            os.kill(self.pid, signal.SIGKILL)
-        return self.wait()
-
-    def until_stopped(self) -> None:
-        """Wait until a SIGSTOP has come."""
-        while Path(f"/proc/{self.pid}/stat").read_text().rsplit(")")[1].split()[0] != "T":
-            time.sleep(0.001)
-
-    def last_line(self) -> str:
-        return (self.log.read_text().splitlines() or [""])[-1]
-
-
-class Server:
-    """The process that forks a harvest for each request."""
+class Harvests:
+    """The same harvest, over and over: `server` forks a process for each."""
 
     def __init__(self, text: Path) -> None:
-        self.text = text
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).parent / "forked_harvests.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        assert self._answer() == {"ready": True}
+        self.text, self._server = text, Server("forked_harvests.py")
 
-    def start(
-        self,
-        out: Path,
-        *options: str,
-        worker: str | None = None,
-        end_at: int = 0,
-        kind: str = "SIGKILL",
-        tear: bool = False,
-    ) -> Running:
-        """Begin a harvest, with options besides; the last three are those of `watch`."""
+    def start(self, out: Path, *options: str, worker: str | None = None, **watched: Any) -> Running:
+        """Begin a harvest, with options besides; the rest are those of `forked.watch`."""
         log = Path(f"{out}.log" if worker is None else f"{out}.{worker.replace('/', 'of')}.log")
         given = (*options, *(("--worker", worker) if worker else ()))
-        request = {
-            "argv": [*command(self.text, out), *given],
-            "out": str(out),
-            "log": str(log),
-            "end_at": end_at,
-            "kind": kind,
-            "tear": tear,
-        }
-        return Running(self, out, log, self.ask({"start": request})["pid"])
+        return self._server.start([*command(self.text, out), *given], out, log, **watched)
 
     def run(self, out: Path, *options: str, **more: Any) -> End:
         return self.start(out, *options, **more).wait()
@@ -110,18 +38,8 @@ class Server:
         """Begin a harvest with some workers at the same time."""
         return [self.start(out, worker=f"{rank}/{count}") for rank in range(count)]
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
     def close(self) -> None:
-        self._process.communicate()
+        self._server.close()
 
 
 @dataclass(frozen=True)
@@ -136,7 +54,7 @@ class Whole:
         seconds: from the appearance of the store to the end.
     """
 
-    server: Server
+    server: Harvests
     store: Path
     tree: dict[str, str]
     operations: int
@@ -146,16 +64,6 @@ class Whole:
     def in_shards(self) -> int:
         """An operation when some shards are committed, and some still to be built."""
         return round(self.operations * 0.65)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What cuts a harvest short, at which operation, and the resumed one (0: not at all)."""
-
-    at: int
-    kind: str = "SIGKILL"
-    again: int = 0
-    tear: bool = False
 
 
 def command(text: Path, out: Path) -> list[str]:
@@ -183,6 +91,13 @@ def tree_of(store: Path) -> dict[str, str]:
         counts = path.is_file() and name != LOCK
         tree[name] = hashlib.sha256(path.read_bytes()).hexdigest() if counts else ""
     return tree
+
+
+def until_tokenizing(store: Path) -> float:
+    """Wait until a store says that it is there; the moment when it did."""
+    while not (store / "zarr.json").exists():
+        time.sleep(0.001)
+    return time.monotonic()
 
 
 def committed(store: Path) -> int:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from harvests import Server, Whole, tree_of
+from harvests import Harvests, Whole, tree_of, until_tokenizing
 
 
 @pytest.fixture(scope="package")
@@ -23,16 +23,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def server(text: Path) -> Iterator[Server]:
-    with contextlib.closing(Server(text)) as server:
+def server(text: Path) -> Iterator[Harvests]:
+    with contextlib.closing(Harvests(text)) as server:
         yield server
 
 
 @pytest.fixture(scope="package")
-def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(server: Harvests, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     out = tmp_path_factory.mktemp("interrupted") / "whole"
     running = server.start(out)
-    began = running.until_tokenizing()
+    began = until_tokenizing(out)
     end = running.wait()
     seconds = time.monotonic() - began
     assert end.code == 0, running.log.read_text()

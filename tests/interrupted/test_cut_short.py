@@ -7,7 +7,6 @@ all, and of `test_workers.py` beside it, runs every time; the whole, with
     pytest -m slow -s tests/interrupted
 """
 
-import contextlib
 import os
 import random
 import shutil
@@ -16,29 +15,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from harvests import (
-    ENVIRONMENT,
-    KINDS,
     LOGS,
-    Cut,
-    End,
-    Server,
+    Harvests,
     Whole,
     command,
     committed,
     state_of,
     tree_of,
     until_committed,
+    until_tokenizing,
 )
+from processes import ENVIRONMENT, KINDS, Cut, cut_short, shared_out
 
 
 def test_two_uninterrupted_harvests_are_byte_identical(whole: Whole, tmp_path: Path) -> None:
@@ -88,7 +83,7 @@ def _kill_after(whole: Whole, out: Path, delay: float) -> str:
     """Kill a harvest some seconds after its store appeared; earlier, should it end before that."""
     while True:
         running = whole.server.start(out)
-        running.until_tokenizing()
+        until_tokenizing(out)
         time.sleep(delay)
         if running.kill().code == -signal.SIGKILL:
             return state_of(out)
@@ -149,7 +144,8 @@ def _torn_by_half(points: list[int], kind: str) -> list[Cut]:
 
 def _survived(whole: Whole, folder: Path, cuts: Sequence[Cut]) -> int:
     """Cut harvests short, finish them, compare; how many came out as they should."""
-    with _servers(whole, len(os.sched_getaffinity(0)) if len(cuts) > 50 else 1) as apply:
+    server, text = whole.server, whole.server.text
+    with shared_out(server, lambda: Harvests(text), len(cuts)) as apply:
         lost = [
             loss
             for loss in apply(lambda server, job: _loss(whole, server, folder, *job), cuts)
@@ -162,10 +158,10 @@ def _survived(whole: Whole, folder: Path, cuts: Sequence[Cut]) -> int:
     return survived
 
 
-def _loss(whole: Whole, server: Server, folder: Path, number: int, cut: Cut) -> str:
+def _loss(whole: Whole, server: Harvests, folder: Path, number: int, cut: Cut) -> str:
     """What went wrong with one harvest that was cut short, or nothing."""
     out = folder / str(number)
-    end = _cut_short(server, out, cut)
+    end = cut_short(server.start, out, cut)
     told = f"{cut.kind} at {end.operation}, {end.name}: exit code {end.code}"
     # An error may also come where it does no harm, and be none then.
     whole_all_the_same = cut.kind == "ENOSPC" and end.code == 0 and state_of(out) == "complete"
@@ -178,42 +174,6 @@ def _loss(whole: Whole, server: Server, folder: Path, number: int, cut: Cut) -> 
         return f"{told}, at last {code}; {Path(f'{out}.log').read_text()[-3000:]}"
     shutil.rmtree(out)
     return ""
-
-
-def _cut_short(server: Server, out: Path, cut: Cut) -> End:
-    """Cut a harvest short at an operation; an earlier one, should it take fewer this time.
-
-    It may, by a few: zarr makes folders in several threads, which get in each other's way.
-    """
-    for at in range(cut.at, 0, -1):
-        end = server.run(out, end_at=at, kind=cut.kind, tear=cut.tear)
-        if end.operation >= at:
-            return end
-        shutil.rmtree(out)
-    raise AssertionError(cut)
-
-
-@contextlib.contextmanager
-def _servers(whole: Whole, count: int) -> Iterator[Callable[..., Any]]:
-    """Something like `map` over numbered jobs, by so many servers at a time."""
-    free: SimpleQueue[Server] = SimpleQueue()
-
-    def apply(function: Callable[[Server, Any], Any], jobs: Sequence[Any]) -> list[Any]:
-        def one(job: Any) -> Any:
-            server = free.get()
-            try:
-                return function(server, job)
-            finally:
-                free.put(server)
-
-        with ThreadPoolExecutor(count) as executor:
-            return list(executor.map(one, enumerate(jobs)))
-
-    with contextlib.ExitStack() as closing:
-        free.put(whole.server)
-        for _ in range(count - 1):
-            free.put(closing.enter_context(contextlib.closing(Server(whole.server.text))))
-        yield apply
 
 
 @pytest.mark.parametrize("end_at", [20, 90])

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harvests import Whole, committed, state_of, tree_of, until_committed
+from harvests import Whole, committed, state_of, tree_of, until_committed, until_tokenizing
 
 
 @pytest.mark.parametrize("tries", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -67,7 +67,7 @@ def test_a_worker_that_is_not_the_last_one_says_what_is_left(whole: Whole, tmp_p
 def test_a_worker_that_was_killed_is_run_again(whole: Whole, tmp_path: Path) -> None:
     out = tmp_path / "store"
     first = whole.server.start(out, worker="0/2", end_at=whole.in_shards)
-    first.until_tokenizing()
+    until_tokenizing(out)
     second = whole.server.start(out, worker="1/2")
     assert (first.wait().code, second.wait().code) == (-signal.SIGKILL, 0)
     assert state_of(out).startswith("writing")

@@ -14,13 +14,13 @@ from saeflow.train.architecture import Architecture
 from saeflow.train.batchtopk import BatchTopK
 from saeflow.train.folder import save_sae
 from saeflow.train.gated import Gated
-from saeflow.train.initial import Start, initial_parameters
+from saeflow.train.initial import INITIAL_READ, Start, initial_parameters
 from saeflow.train.jumprelu import JumpReLU
 from saeflow.train.kinds import cfg_of, hook_metadata
 from saeflow.train.matryoshka import Matryoshka
 from saeflow.train.normalisation import Normalisation
 from saeflow.train.p_anneal import PAnneal
-from saeflow.train.parameters import INITIAL_ENCODER, Parameters
+from saeflow.train.parameters import Parameters
 from saeflow.train.relu import ReLU
 from saeflow.train.sae import SAE
 from saeflow.train.topk import TopK
@@ -70,7 +70,7 @@ def test_a_crosscoder_begins_as_an_sae_of_all_its_rows() -> None:
     p = initial_parameters(OF_CROSSCODER, TopK(3), 12, seed=0)
     assert p.blocks == (5, 7)
     torch.testing.assert_close(p.W_dec.norm(dim=1), torch.ones(12))
-    assert torch.equal(p.encoder, INITIAL_ENCODER * p.W_dec)
+    assert torch.equal(p.encoder, p.W_dec)
     assert torch.equal(p.b_dec, OF_CROSSCODER.mean * OF_CROSSCODER.scale)
 
 
@@ -78,8 +78,8 @@ def test_a_transcoder_begins_with_directions_that_have_nothing_to_do_with_each_o
     square = Normalisation.of_transcoder(statistics(64, 0), statistics(64, 1), CPU)
     p = initial_parameters(square, ReLU(1.0), 100, seed=0)
     torch.testing.assert_close(p.W_dec.norm(dim=1), torch.ones(100))
-    torch.testing.assert_close(p.encoder.norm(dim=1), torch.full((100,), INITIAL_ENCODER))
-    cosines = (p.encoder * p.W_dec).sum(1) / INITIAL_ENCODER
+    torch.testing.assert_close(p.encoder.norm(dim=1), torch.full((100,), INITIAL_READ))
+    cosines = (p.encoder * p.W_dec).sum(1) / INITIAL_READ
     assert cosines.abs().max() < 0.6
     assert square.source is not None
     assert p.centre is not None
