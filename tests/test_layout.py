@@ -48,8 +48,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_type_checkers_see_the_same_names_as_python() -> None:
     source = (ROOT / "src/saeflow/__init__.py").read_text()
-    declared = re.findall(r"^    from (\S+) import (\w+) as (\w+)$", source, re.MULTILINE)
-    assert sorted(name for _, name, _ in declared) == saeflow.__all__
+    declared = re.findall(r"^    from (\S+) import \(?\s*(\w+) as (\w+)\b", source, re.MULTILINE)
+    needs_an_extra = {"LitSparseAutoencoder"}
+    assert sorted({name for _, name, _ in declared} - needs_an_extra) == saeflow.__all__
     for home, name, shown in declared:
         assert shown == name
         assert getattr(import_module(home), name) is getattr(saeflow, name)
@@ -103,7 +104,8 @@ def test_every_option_has_help(name: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_flags_are_the_fields_of_the_config(stage: str) -> None:
-    fields = {field.name for field in dataclasses.fields(STAGES[stage])}
+    tables = {"sae"} if stage == "train" else set()  # what only a config file has
+    fields = {field.name for field in dataclasses.fields(STAGES[stage])} - tables
     options = {option.name for option in command(stage).params}
     assert options == fields | {"config", "dry_run", "json", "overwrite"}
     for option in command(stage).params:
@@ -117,7 +119,7 @@ def test_help_names_every_default(stage: str) -> None:
     for field in dataclasses.fields(STAGES[stage]):
         if field.default is dataclasses.MISSING:
             assert field.name == command(stage).params[0].name or "(needed)" in helps[field.name]
-        elif field.default not in (None, False):
+        elif field.default not in (None, False, ()):
             assert f"(default {field.default})" in helps[field.name]
 
 

@@ -33,8 +33,18 @@ def begin_trainer(
     Raises:
         BadInputError: what it is to begin with does not fit it.
     """
+    return trainer_in_units(config, plan, _normalisation(plan.member, store), device)
+
+
+def trainer_in_units(
+    config: TrainConfig, plan: SaePlan, normalisation: Normalisation, device: torch.device
+) -> Trainer:
+    """The same, of rows whose units are known.
+
+    Raises:
+        BadInputError: what it is to begin with does not fit it.
+    """
     own, architecture = plan.member.config, plan.architecture
-    normalisation = _normalisation(plan.member, store)
     check_kind(own.arch, normalisation.kind)
     parameters = initial_parameters(
         normalisation,
@@ -57,7 +67,7 @@ def begin_trainer(
         parameters.to(device),
         normalisation.to(device),
         plan.schedule,
-        own.dead_after,
+        plan.dead_after,
         settings,
         _resampling(config, plan) if own.resample else None,
         config.accumulate,

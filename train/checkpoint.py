@@ -7,7 +7,6 @@ tensors. The newest two are kept.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saeflow import console
 from saeflow.files import PARTIAL, naming, sync_directory, write_json
 from saeflow.harvest.overlap import Background, background
+from saeflow.train.tensors import write_tensors
 
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
 _KEPT = 2
@@ -124,11 +124,8 @@ def _write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with naming(path):
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / _TENSORS
-        )
+        write_tensors(tensors, partial / _TENSORS)
         with (partial / _TENSORS).open("rb") as file:
-            os.fsync(file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         described = {
             "schema": _SCHEMA,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from saeflow.config import load_config, require, to_plain, to_toml
 from saeflow.errors import BadInputError
-from saeflow.files import PARTIAL, write_durably
+from saeflow.files import PARTIAL, sync_directory, write_durably
 from saeflow.location import locate
 from saeflow.train.config import TrainConfig
 from saeflow.train.journal import METRICS, SPEED
@@ -49,9 +49,9 @@ def claimed(config: TrainConfig, *, overwrite: bool) -> Iterator[None]:
             raise BadInputError(
                 f"--out {out}: another saeflow train is at it: wait for it, or name another folder"
             ) from error
-        if overwrite:
+        if overwrite or not (out / CONFIG).is_file():
             _clear(config)
-        elif (out / CONFIG).is_file():
+        else:
             _refuse_other_options(config)
         write_durably(out / CONFIG, [to_toml(config).encode()])
         yield
@@ -69,9 +69,17 @@ def _refuse_foreign(config: TrainConfig) -> None:
 
 
 def _clear(config: TrainConfig) -> None:
-    """Throw a run away; its options go last, since without them the folder is nobody's."""
-    for entry in sorted(config.out.iterdir(), key=lambda entry: entry.name == CONFIG):
-        if entry.is_dir():
+    """Throw away what is there, also what is left of a run that was being thrown away.
+
+    Its options go first, since without them nothing counts; but not quite until the end,
+    since without a trace of them the folder is nobody's.
+    """
+    trace = config.out / (CONFIG + PARTIAL)
+    if (config.out / CONFIG).is_file():
+        (config.out / CONFIG).replace(trace)
+        sync_directory(config.out)
+    for entry in sorted(config.out.iterdir(), key=lambda entry: entry == trace):
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()

@@ -135,8 +135,12 @@ class TrainConfig:
         Doc("Keep a running mean of the weights, that forgets at this rate, like 0.999."),
     ] = None
     dead_after: Annotated[
-        int, Doc("A latent counts as dead after this many rows without being active.")
-    ] = 500_000
+        int | None,
+        Doc(
+            "A latent counts as dead after this many rows without being active. A tenth of the "
+            "run's rows, and at most 500000, if not given."
+        ),
+    ] = None
     resample: Annotated[
         bool, Doc("Give dead latents new weights, of rows that are reconstructed badly.")
     ] = False

@@ -7,7 +7,6 @@ damaged, or is read by code that computes something else, is refused.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saeflow.errors import BadInputError, SaeflowError
@@ -25,6 +24,7 @@ from saeflow.train.architecture import Inference
 from saeflow.train.kinds import FORMS, Form
 from saeflow.train.parameters import Parameters
 from saeflow.train.sae import SAE, architecture_of
+from saeflow.train.tensors import write_tensors
 
 CFG, WEIGHTS, SELF_TEST = "cfg.json", "sae_weights.safetensors", "self_test.safetensors"
 _TOLERANCE = 1e-3
@@ -55,8 +55,8 @@ def save_sae(sae: SAE, folder: Path, rows: Float[Tensor, "rows d_in"]) -> None:
     test = {"x": x, "latents": latents, "reconstruction": sae.decode(latents, x)}
     if sae.mean is not None:
         test["mean"] = sae.mean
-    _save(_weights_of(sae), partial / WEIGHTS)
-    _save(test, partial / SELF_TEST, {"weights_sha256": weights_sha256(partial)})
+    write_tensors(_weights_of(sae), partial / WEIGHTS)
+    write_tensors(test, partial / SELF_TEST, {"weights_sha256": weights_sha256(partial)})
     write_json(partial / CFG, dict(sae.cfg))
     partial.rename(folder)
     sync_directory(folder.parent)
@@ -231,14 +231,6 @@ def weights_sha256(folder: Path) -> str:
     """What identifies an SAE's weights."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _save(
-    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path, metadata)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def metadata(**entries: Any) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
 from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
+from saeflow.train.relu import default_l1
 
-DEFAULT_L1 = 5.0
+_L1_OF_RELU = 1.5
+"""Its default penalty as a multiple of a ReLU SAE's: it pays for the gate only."""
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,4 @@ def from_cfg(cfg: Mapping[str, Any]) -> Gated:  # noqa: ARG001  # an inference f
 
 def from_config(config: TrainConfig, d_in: int, d_sae: int) -> Gated:  # noqa: ARG001  # as every maker
     """From `--l1`."""
-    return Gated(DEFAULT_L1 if config.l1 is None else config.l1)
+    return Gated(_L1_OF_RELU * default_l1(d_in) if config.l1 is None else config.l1)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from saeflow.config import require
+from saeflow.files import naming
 from saeflow.train.config import TrainConfig
 from saeflow.train.loggers import Loggers, open_loggers
 
@@ -45,16 +47,19 @@ class Journal:
             line = {"step": step, "rows": rows, "sae": sae, **values}
             self.metrics.write(json.dumps(line) + "\n")
             self.loggers.log(sae, step, values)
-        self.metrics.flush()
+        with naming(Path(self.metrics.name)):
+            self.metrics.flush()
 
     def write_speed(self, step: int, figures: Mapping[str, Any]) -> None:
         """How fast rows came until a step."""
         self.speed.write(json.dumps({"step": step, **figures}) + "\n")
-        self.speed.flush()
+        with naming(Path(self.speed.name)):
+            self.speed.flush()
 
     def settle(self) -> int:
         """Have every line on the disk; how long metrics.jsonl is."""
-        os.fsync(self.metrics.fileno())
+        with naming(Path(self.metrics.name)):
+            os.fsync(self.metrics.fileno())
         return self.metrics.tell()
 
 
@@ -69,21 +74,35 @@ def open_journal(
         options: as the loggers show them.
         first_step: steps that were done.
         metrics_bytes: of metrics.jsonl that are of these steps.
+
+    Raises:
+        BadInputError: metrics.jsonl has fewer, or a logger can't be used.
     """
     with (
-        _at(config.out / METRICS, metrics_bytes) as metrics,
-        (config.out / SPEED).open("a" if first_step else "w", encoding="utf-8") as speed,
+        _appending(config.out / METRICS, metrics_bytes) as metrics,
+        _appending(config.out / SPEED, None if first_step else 0) as speed,
         closing(open_loggers(config.log_to, config.out, options, first_step)) as loggers,
     ):
         yield Journal(metrics, speed, loggers)
 
 
 @contextmanager
-def _at(path: Path, n_bytes: int) -> Iterator[TextIO]:
-    with path.open("a", encoding="utf-8") as file:
-        file.truncate(n_bytes)
-        file.seek(n_bytes)
+def _appending(path: Path, n_bytes: int | None) -> Iterator[TextIO]:
+    """A file from so many bytes on; None to keep all of it."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        if n_bytes is not None:
+            require(
+                file.tell() >= n_bytes,
+                f"{path} is shorter than when the checkpoint was saved: put back what was there, "
+                "or train again with --overwrite",
+            )
+            file.truncate(n_bytes)
+            file.seek(n_bytes)
         yield file
+    finally:
+        with naming(path):
+            file.close()
 
 
 def _mean(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -20,8 +20,9 @@ from saeflow.train.dense import Dense
 from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
 
-DEFAULT_L0 = {"step": 0.4, "tanh": 1.0}
-DEFAULT_TARGET_L0 = 0.5
+_L0_PER_WIDTH = {"step": 0.0025, "tanh": 0.0006}
+"""A normalised row's squared norm is d_in: what an active latent saves is in proportion."""
+_TARGET_WEIGHT = 0.5
 _TANH_SCALE = 4.0
 
 
@@ -51,7 +52,8 @@ class JumpReLU:
         penalty: which one.
         target: the number of active latents to arrive at; None for none.
         bandwidth: width of the window, in units of normalised rows.
-        start: threshold before training, in the same units.
+        start: threshold before training, in the same units. A random latent's
+            pre-activations deviate by about 1, so that one in six is above it.
         dead_weight: of `relu(threshold - pre)`, summed over dead latents, which
             revives them.
     """
@@ -60,8 +62,8 @@ class JumpReLU:
     penalty: Literal["step", "tanh"] = "step"
     target: float | None = None
     bandwidth: float = 1.0
-    start: float = 0.1
-    dead_weight: float = 3e-3
+    start: float = 1.0
+    dead_weight: float = 0.1
     name: ClassVar = "jumprelu"
     rules: ClassVar[Mapping[str, Rule]] = {"threshold": Rule(rate=10.0, lowest=0.0)}
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -120,14 +122,14 @@ def from_cfg(cfg: Mapping[str, Any]) -> JumpReLU:  # noqa: ARG001  # an inferenc
     return JumpReLU()
 
 
-def from_config(config: TrainConfig, d_in: int, d_sae: int) -> JumpReLU:  # noqa: ARG001  # as every maker
+def from_config(config: TrainConfig, d_in: int, d_sae: int) -> JumpReLU:
     """From `--l0`, `--sparsity`, `--target-l0` and `--bandwidth`."""
     target = config.target_l0
     require(
         target is None or target <= d_sae,
         f"--target-l0 {target} is more than the {d_sae} latents: lower it, or raise --d-sae",
     )
-    weight = DEFAULT_L0[config.sparsity] if target is None else DEFAULT_TARGET_L0
+    weight = _L0_PER_WIDTH[config.sparsity] * d_in if target is None else _TARGET_WEIGHT
     return JumpReLU(
         weight=weight if config.l0 is None else config.l0,
         penalty=config.sparsity,

@@ -12,8 +12,10 @@ from torch import Tensor
 from saeflow.train.architecture import Batch, Inference, Objective
 from saeflow.train.config import TrainConfig
 from saeflow.train.parameters import Parameters, Rule
-from saeflow.train.relu import DEFAULT_L1, ReLU
+from saeflow.train.relu import ReLU, default_l1
 
+_L1_OF_RELU = 0.6
+"""Its default penalty as a multiple of a ReLU SAE's: as p falls, small activations pay more."""
 _SMOOTH = 0.01
 """Added to activations, so that their power has a bounded slope at zero."""
 _MEMORY = 0.1
@@ -95,6 +97,6 @@ def power(
 def from_config(config: TrainConfig, d_in: int, d_sae: int) -> PAnneal:  # noqa: ARG001  # as every maker
     """From `--l1` and `--p-end`."""
     return PAnneal(
-        DEFAULT_L1 if config.l1 is None else config.l1,
+        _L1_OF_RELU * default_l1(d_in) if config.l1 is None else config.l1,
         PAnneal.p_end if config.p_end is None else config.p_end,
     )

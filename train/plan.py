@@ -22,6 +22,9 @@ from saeflow.train.schedule import Schedule, default_rate
 _BYTES_A_PARAMETER = 16
 """The parameter, its gradient and Adam's two moments, in float32."""
 
+_DEAD_AFTER = 500_000
+"""Rows of silence after which a latent is dead, at most; in a short run, a tenth of its rows."""
+
 _DECAY = 0.2
 """Share of the steps over which a constant rate falls to zero at the end."""
 
@@ -34,12 +37,14 @@ class SaePlan:
         member: its name, options and hook points.
         architecture: which kind of SAE.
         schedule: learning rate and penalty over the steps.
+        dead_after: rows without activity after which a latent counts as dead.
         bytes_of_state: memory for parameters, gradients and Adam's moments.
     """
 
     member: Member
     architecture: Architecture
     schedule: Schedule
+    dead_after: int
     bytes_of_state: int
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +56,7 @@ class SaePlan:
             "d_in": member.d_in,
             "d_sae": member.d_sae,
             "lr": self.schedule.peak,
+            "dead_after": self.dead_after,
             "bytes_of_state": self.bytes_of_state,
         }
 
@@ -140,8 +146,13 @@ def plan_sae(member: Member, n_steps: int) -> SaePlan:
     n_extra = sum(tensor.numel() for tensor in architecture.initial(d_sae).values())
     n_parameters = d_sae * (d_in + d_out) + d_sae + d_out + n_extra
     n_parameters += d_in * d_out if config.skip else 0
+    rows = n_steps * config.batch_size
     return SaePlan(
-        member, architecture, _schedule(config, d_sae, n_steps), _BYTES_A_PARAMETER * n_parameters
+        member=member,
+        architecture=architecture,
+        schedule=_schedule(config, d_sae, n_steps),
+        dead_after=config.dead_after or max(1, min(_DEAD_AFTER, rows // 10)),
+        bytes_of_state=_BYTES_A_PARAMETER * n_parameters,
     )
 
 

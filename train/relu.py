@@ -4,6 +4,7 @@ The objective is the one of "Update on how we train SAEs" (Anthropic, April 2024
 with unit decoder rows.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +18,17 @@ from saeflow.train.dense import Dense
 from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
 
-DEFAULT_L1 = 5.0
+L1_PER_ROOT_WIDTH = 0.1
+
+
+def default_l1(d_in: int) -> float:
+    """The weight for a width: rising with its root.
+
+    A normalised row's squared norm is d_in; if n latents share it, the sum of their
+    activations is the root of `n d_in`. So the same n is best under this weight at
+    every width.
+    """
+    return L1_PER_ROOT_WIDTH * math.sqrt(d_in)
 
 
 @dataclass(frozen=True)
@@ -100,4 +111,4 @@ def from_cfg(cfg: Mapping[str, Any]) -> ReLU:  # noqa: ARG001  # an inference fo
 
 def from_config(config: TrainConfig, d_in: int, d_sae: int) -> ReLU:  # noqa: ARG001  # as every maker
     """From `--l1`."""
-    return ReLU(DEFAULT_L1 if config.l1 is None else config.l1)
+    return ReLU(default_l1(d_in) if config.l1 is None else config.l1)

@@ -123,15 +123,17 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
     trainers = {sae.member.name: begin_trainer(config, sae, store, device) for sae in plan.saes}
     with claimed(config, overwrite=overwrite):
         folders = [config.out / SAES / name for name in trainers]
-        if all(folder.is_dir() for folder in folders):
-            return _result(config, plan, store, reading=None, already_complete=True)
-        reading = _train(config, plan, store, trainers, device)
-        for sae in plan.saes:
-            folder = config.out / SAES / sae.member.name
-            if not folder.is_dir():  # it is, where a run was cut short while it wrote them
-                write_sae(folder, plan, sae, trainers[sae.member.name], store)
+        reading, complete = None, all(folder.is_dir() for folder in folders)
+        if not complete:
+            reading = _train(config, plan, store, trainers, device)
+            for sae in plan.saes:
+                folder = config.out / SAES / sae.member.name
+                if not folder.is_dir():  # it is, where a run was cut short while it wrote them
+                    write_sae(folder, plan, sae, trainers[sae.member.name], store)
+        result = _result(config, plan, store, reading=reading, already_complete=complete)
+        # Also of a run that was cut short after its SAEs, but before this.
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
-        return _result(config, plan, store, reading=reading, already_complete=False)
+        return result
 
 
 def _train(
@@ -176,6 +178,7 @@ def _train(
             saved=checkpoint.step,
         )
         training.run(checkpoint.step)
+        journal.settle()
     if checkpoint.step == plan.n_steps:
         return None
     reading = loader.figures()

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from saeflow.train.seeds.firing import NeuronActivityMetric as NeuronActivityMetric
     from saeflow.train.seeds.firing import NeuronFiredCountMetric as NeuronFiredCountMetric
     from saeflow.train.seeds.l0_norm import L0NormMetric as L0NormMetric
+    from saeflow.train.seeds.lit_config import (
+        LitSparseAutoencoderConfig as LitSparseAutoencoderConfig,
+    )
+    from saeflow.train.seeds.lit_module import LitSparseAutoencoder as LitSparseAutoencoder
     from saeflow.train.seeds.losses import L1AbsoluteLoss as L1AbsoluteLoss
     from saeflow.train.seeds.losses import L2ReconstructionLoss as L2ReconstructionLoss
     from saeflow.train.seeds.losses import SparseAutoencoderLoss as SparseAutoencoderLoss
@@ -55,6 +59,8 @@ _HOMES = {
     "L0NormMetric": "saeflow.train.seeds.l0_norm",
     "L1AbsoluteLoss": "saeflow.train.seeds.losses",
     "L2ReconstructionLoss": "saeflow.train.seeds.losses",
+    "LitSparseAutoencoder": "saeflow.train.seeds.lit_module",
+    "LitSparseAutoencoderConfig": "saeflow.train.seeds.lit_config",
     "Matryoshka": "saeflow.train.seeds.matryoshka",
     "MatryoshkaObjective": "saeflow.train.seeds.matryoshka",
     "NeuronActivityMetric": "saeflow.train.seeds.firing",
@@ -79,7 +85,10 @@ _HOMES = {
     "verify_store": "saeflow.harvest.verify",
 }
 
-__all__ = sorted(_HOMES)
+_NEEDS_AN_EXTRA = {"LitSparseAutoencoder"}
+"""What `from saeflow import *` must leave out, since it may not be installed."""
+
+__all__ = sorted(set(_HOMES) - _NEEDS_AN_EXTRA)
 
 
 def __getattr__(name: str) -> Any:

@@ -82,6 +82,7 @@ def sync_directory(path: Path) -> None:
     """Flush a directory's entries, so that a rename in it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, tuple[int, ...]]]] = {
     "batchtopk": ({}, "jumprelu", JUMPRELU),
     "relu": ({"k": None, "l1": 1.0}, "standard", FOUR),
     "jumprelu": ({"k": None}, "jumprelu", JUMPRELU),
-    "jumprelu, tanh": ({"k": None, "sparsity": "tanh"}, "jumprelu", JUMPRELU),
+    "jumprelu, tanh": ({"k": None, "sparsity": "tanh", "l0": 0.2}, "jumprelu", JUMPRELU),
     "jumprelu, target": ({"k": None, "target_l0": 5.0}, "jumprelu", JUMPRELU),
     "gated": ({"k": None}, "gated", GATED),
     "matryoshka": ({}, "jumprelu", JUMPRELU),
@@ -89,6 +89,7 @@ def plan_of(train_config: Make, case: str) -> Architecture:
     return sae.architecture
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", CASES)
 def test_training_explains_sparse_data(
     train_config: Make,

@@ -81,6 +81,7 @@ def test_the_option() -> None:
     assert auxiliary(0, 32) is None
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_it_revives_dead_latents(
     sparse_rows: Callable[..., Tensor],
     normalisation_of: Callable[[Tensor], Normalisation],

@@ -130,6 +130,7 @@ def trained(architecture: Architecture, rows: list[Tensor]) -> SAE:
     return SAE(inference, folded, cfg_of(inference, hook_points, None, 64))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "architecture",
     [

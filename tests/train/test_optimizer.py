@@ -342,6 +342,7 @@ def _with_rate_one(p: Parameters) -> list[Tensor]:
     return [p.encoder, p.b_enc, p.W_dec, p.b_dec, p.more("gain")]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_schedule_free_rows_are_handed_out_with_unit_norm_and_were_nearly_so(
     make_parameters: Callable[..., Parameters],
 ) -> None:

@@ -40,6 +40,7 @@ def test_before_the_fall_it_is_relu_with_l1(random_parameters: Make) -> None:
     assert torch.equal(found.fired, plain.fired)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_penalty_keeps_its_size_while_the_power_falls(random_parameters: Make) -> None:
     """On the same rows and weights throughout."""
     architecture, x = PAnneal(1.0, parts=5), batch_of(300, 6)

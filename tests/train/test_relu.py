@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saeflow.train.architecture import Batch
 from saeflow.train.parameters import Parameters
-from saeflow.train.relu import ReLU, from_cfg
+from saeflow.train.relu import ReLU, default_l1, from_cfg
 
 Make = Callable[..., Parameters]
 
@@ -55,3 +55,11 @@ def test_the_folder_says_standard_and_holds_no_penalty() -> None:
     assert cfg == {"architecture": "standard"}
     pre = torch.tensor([1.0, -1.0])
     assert torch.equal(from_cfg(cfg).activate(pre), ReLU(3.0).activate(pre))
+
+
+@pytest.mark.parametrize("d_in", [64, 1024])
+def test_the_default_penalty_balances_the_error_alike_at_every_width(d_in: int) -> None:
+    """Of a normalised row that 30 latents share, the penalty is the same part."""
+    latents = torch.full((30,), (d_in / 30) ** 0.5)
+    assert latents.square().sum().item() == pytest.approx(d_in)
+    assert default_l1(d_in) * latents.sum().item() / d_in == pytest.approx(0.1 * 30**0.5)

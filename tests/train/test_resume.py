@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "resample_every": 1024,
         "resample_window": 512,
         "resample_rows": 512,
-        "resample_threshold": 0.05,
+        "resample_threshold": 0.4,
     },
     "gated, muon": {"arch": "gated", "k": None, "optimizer": "muon", "clip": 1.0},
     "matryoshka, free norms": {
@@ -161,3 +161,35 @@ def test_without_a_checkpoint_it_starts_again(
             train_sae(train_config())
     train_sae(train_config())
     assert contents(train_config().out) == contents(tmp_path / "whole")
+
+
+def test_lines_that_are_gone_since_the_checkpoint_are_missed(
+    train_config: Make, stop_after: Callable[[int, signal.Signals], None]
+) -> None:
+    stop_after(5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        train_sae(train_config())
+    (train_config().out / "metrics.jsonl").unlink()
+    with pytest.raises(BadInputError, match=r"metrics.jsonl is shorter than when the checkpoint"):
+        train_sae(train_config())
+
+
+def test_checkpoints_that_a_complete_run_left_are_removed(train_config: Make) -> None:
+    """It was killed while it removed them."""
+    train_sae(train_config())
+    left = train_config().out / "checkpoints" / "8"
+    left.mkdir(parents=True)
+    (left / "state.safetensors").write_bytes(b"")
+    assert train_sae(train_config()).already_complete
+    assert not left.parent.exists()
+
+
+def test_what_is_left_of_a_run_that_was_thrown_away_does_not_count(train_config: Make) -> None:
+    """It was killed while it was thrown away, so that other options may follow it."""
+    train_sae(train_config())
+    run = train_config().out
+    (run / "config.toml").rename(run / "config.toml.partial")
+    assert not train_sae(train_config(k=3)).already_complete
+    assert {entry.name for entry in run.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "speed.jsonl", "sae")
+    }

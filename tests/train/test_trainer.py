@@ -62,6 +62,7 @@ def l0_of(trainer: Trainer, rows: Tensor) -> float:
     return (latents > 0).sum(1).float().mean().item()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("architecture", [TopK(3), ReLU(1.0)], ids=["topk", "relu"])
 def test_training_explains_sparse_data(
     sparse_rows: Rows, normalisation_of: Normalise, architecture: Architecture
@@ -76,6 +77,7 @@ def test_training_explains_sparse_data(
     torch.testing.assert_close(trainer.parameters.W_dec.norm(dim=1), torch.ones(64))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_massive_rows_do_not_spoil_training(sparse_rows: Rows, normalisation_of: Normalise) -> None:
     """Two rows of every batch are a thousand times as long as the others."""
     trainer = make_trainer(TopK(3), normalisation_of(sparse_rows(20_000)))
@@ -201,6 +203,7 @@ def test_a_batch_in_parts_gives_the_same_step(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bfloat16_comes_near_to_float32(sparse_rows: Rows, normalisation_of: Normalise) -> None:
     """Weights stay in float32: an update that bfloat16 would round away must not be lost."""
     unseen, found = sparse_rows(2000, seed=-1), {}
@@ -214,6 +217,7 @@ def test_bfloat16_comes_near_to_float32(sparse_rows: Rows, normalisation_of: Nor
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.15)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_decoder_norms_that_are_free_grow_and_are_folded_away(
     sparse_rows: Rows, normalisation_of: Normalise
 ) -> None:

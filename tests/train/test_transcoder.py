@@ -223,6 +223,7 @@ def sparse_pairs() -> tuple[Tensor, Tensor]:
     return things @ seen + 2, 30 * (things @ told) - 50
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "architecture",
     [
@@ -245,6 +246,7 @@ def test_a_transcoder_learns_what_the_target_has_of_the_input(
     assert (sae.encode(read) > 0).sum(1).float().mean() < 20
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_skip_transcoder_recovers_a_linear_map(sparse_pairs: tuple[Tensor, Tensor]) -> None:
     read, _ = sparse_pairs
     linear = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))

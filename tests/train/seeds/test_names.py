@@ -22,6 +22,7 @@ NAMES = [
     "L0NormMetric",
     "L1AbsoluteLoss",
     "L2ReconstructionLoss",
+    "LitSparseAutoencoderConfig",
     "Matryoshka",
     "MatryoshkaObjective",
     "NeuronActivityMetric",
@@ -42,6 +43,8 @@ def test_a_name_is_imported_from_saeflow(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_a_module_are_true(name: str) -> None:
+    if name == "lit_module":
+        pytest.importorskip("lightning", reason="it is made with an optional extra")
     found = doctest.testmod(importlib.import_module(f"saeflow.train.seeds.{name}"))
     assert found.failed == 0
     assert found.attempted > 0 or name in ("axes", "gather")
