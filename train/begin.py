@@ -54,6 +54,7 @@ def trainer_in_units(
         b_dec=own.b_dec,
         skip=own.skip,
         init_from=own.init_from,
+        encoder_scale=1.0 if own.encoder_scale is None else own.encoder_scale,
     )
     settings = UpdateSettings(
         optimizer=own.optimizer,

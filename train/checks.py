@@ -97,7 +97,7 @@ def check_sae(config: Any) -> None:
         BadInputError: one of them, or two.
     """
     positive = (
-        *("d_sae", "expansion", "k", "lr", "dead_after", "clip"),
+        *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale"),
         *("target_l0", "bandwidth", "p_end", "drawn_prefixes"),
     )
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
@@ -121,9 +121,14 @@ def check_sae(config: Any) -> None:
         config.name is None or bool(re.fullmatch(r"[\w][\w.+=-]*", config.name)),
         f"--name is {config.name!r}: it becomes a folder, give letters, digits, and . + = - _",
     )
+    for name in ("b_dec", "encoder_scale"):
+        require(
+            config.init_from is None or not is_given(config, name),
+            f"{flag_of(name)} is of what begins at random: leave it out, or --init-from",
+        )
     require(
-        config.init_from is None or not is_given(config, "b_dec"),
-        f"--b-dec {config.b_dec} is of what begins at random: leave it out, or --init-from",
+        config.target_hook is None or config.encoder_scale is None,
+        "--encoder-scale is not for transcoders, whose decoder is no transpose: leave it out",
     )
     _refuse_options_of_others(config)
     _refuse_kinds(config)

@@ -65,7 +65,7 @@ class TrainConfig:
     ] = None
     l1: Annotated[
         float | None,
-        Doc("Weight of the L1 penalty (relu, gated, p-anneal). 5 if not given."),
+        Doc("Weight of the L1 penalty (relu, gated, p-anneal); chosen by the width if not given."),
     ] = None
     p_end: Annotated[
         float | None, Doc("Where the penalty's power ends (p-anneal). 0.2 if not given.")
@@ -107,6 +107,10 @@ class TrainConfig:
     b_dec: Annotated[Literal["mean", "geometric-median", "zero"], Doc("Where b_dec begins.")] = (
         "mean"
     )
+    encoder_scale: Annotated[
+        float | None,
+        Doc("The encoder begins as this multiple of the decoder's transpose. 1 if not given."),
+    ] = None
     init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None
     lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
     schedule: Annotated[

@@ -41,6 +41,7 @@ def initial_parameters(
     b_dec: Start = "mean",
     skip: bool = False,
     init_from: Path | None = None,
+    encoder_scale: float = 1.0,
 ) -> Parameters:
     """An untrained SAE, transcoder or crosscoder in normalised units, on the CPU.
 
@@ -53,6 +54,8 @@ def initial_parameters(
         skip: a transcoder has a linear path, which begins at zero.
         init_from: an SAE folder whose tensors are the initial ones; seed and `b_dec`
             then have no say.
+        encoder_scale: the encoder's rows as a multiple of the decoder's; not of a
+            transcoder, where neither is the other's transpose.
 
     Raises:
         BadInputError: the folder is none, or its tensors don't fit.
@@ -64,7 +67,9 @@ def initial_parameters(
     if units.source is not None:
         return _transcoder(units.source, start, architecture, d_sae, seed, skip=skip)
     extra, rules = architecture.initial(d_sae), architecture.rules
-    return Parameters.initial(start, d_sae, seed, extra, rules, blocks=units.blocks)
+    return Parameters.initial(
+        start, d_sae, seed, extra, rules, blocks=units.blocks, encoder_scale=encoder_scale
+    )
 
 
 def _start(units: Normalisation, b_dec: Start) -> Float[Tensor, " d_out"]:

@@ -122,8 +122,9 @@ class Parameters(nn.Module):
         rules: Mapping[str, Rule] | None = None,
         *,
         blocks: tuple[int, ...] = (),
+        encoder_scale: float = 1.0,
     ) -> "Parameters":
-        """Random unit decoder rows, the encoder their transpose.
+        """Random unit decoder rows, the encoder a multiple of their transpose.
 
         So an SAE begins, and a crosscoder; transcoders are in `saeflow.train.initial`.
         A smaller encoder reconstructs as well, but an update turns its rows farther, so
@@ -132,7 +133,7 @@ class Parameters(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         W_dec = F.normalize(torch.randn(d_sae, len(b_dec), generator=generator), dim=1)
-        four = W_dec.clone(), torch.zeros(d_sae), W_dec, b_dec.clone()
+        four = encoder_scale * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone()
         return Parameters(*four, extra, rules, blocks=blocks)
 
     @property

@@ -34,7 +34,9 @@ def run_quickstart(out: Path, *, overwrite: bool = False) -> Mapping[str, Evalua
     console.say("2/3 train: a TopK SAE on the stored rows")
     results = {}
     for name, folder, tokens in (("trained", "run", 1_500_000), ("untrained", "untrained", 0)):
-        train = TrainConfig(store=harvest.out, out=out / folder, d_sae=1024, k=16, tokens=tokens)
+        train = TrainConfig(
+            store=harvest.out, out=out / folder, d_sae=1024, k=16, tokens=tokens, encoder_scale=0.3
+        )  # a full transpose reconstructs a good deal untrained, and would be no control
         trained = train_sae(train, overwrite=overwrite)
         console.say(f"3/3 evaluate: the {name} SAE, on held-out documents")
         results[name] = evaluate_sae(EvaluateConfig(sae=trained.folder), overwrite=overwrite)

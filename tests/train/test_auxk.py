@@ -92,6 +92,7 @@ def test_it_revives_dead_latents(
     for aux in (AuxK(3), None):
         trainer = make_trainer(TopK(3, aux), normalisation_of(sparse_rows(5000)))
         with torch.no_grad():
+            trainer.parameters.encoder.mul_(0.3)
             trainer.parameters.b_enc[:32] = -2.0
         for step in range(300):
             trainer.step((sparse_rows(256, seed=step),), step)
