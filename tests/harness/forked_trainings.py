@@ -19,13 +19,17 @@ from trainings import BATCH
 
 def prepare() -> None:
     """Import once what all the forks need, and have it tell what it does."""
+    import pydantic.type_adapter  # noqa: F401
+    import torch._dynamo  # noqa: F401  # an optimizer imports it, in seconds
+    from safetensors.torch import save_file
+
     from saeflow.train import run, tensors  # noqa: F401  # run imports the whole stage
     from saeflow.train.journal import Journal
     from saeflow.train.loader import Loader
 
     tell_of_flushes()
     tell_of_lines(Journal)
-    vars(tensors)["save_file"] = telling_of_tensors(tensors.save_file)
+    vars(tensors)["save_file"] = telling_of_tensors(save_file)
     Loader.all_batches = telling_of_batches(Loader.all_batches)  # type: ignore[method-assign]
 
 
@@ -40,7 +44,7 @@ def tell_of_flushes() -> None:
             raise OSError(error.errno, error.strerror) from None
         real(descriptor)
 
-    os.fsync = fsync
+    vars(os)["fsync"] = fsync
 
 
 def tell_of_lines(journal: Any) -> None:

@@ -1,5 +1,6 @@
 """Real training runs in processes of their own, to be cut short: begun, waited for, compared."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from processes import End, Running, Server
 BATCH = "saeflow.batch"
 """The audit event of a batch that is handed out."""
 
-N_STEPS = 60
+N_STEPS, CHECKPOINT_EVERY = 60, 7
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {"k": 4},
     "jumprelu, warm-ups": {
@@ -22,10 +23,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relu, resampler": {
         "arch": "relu",
         "resample": True,
-        "resample-every": 1024,
-        "resample-window": 512,
-        "resample-rows": 512,
-        "resample-threshold": 0.05,
+        "resample-every": 640,
+        "resample-window": 384,
+        "resample-rows": 256,
+        "resample-threshold": 0.2,
     },
     "a sweep": {"sweep": "k=2,4", "ema": 0.9},
 }
@@ -84,11 +85,13 @@ def command(store: Path, out: Path, variant: str) -> list[str]:
         "log-every": 5,
         "evaluate-every": 20,
         "evaluate-rows": 256,
-        "checkpoint-every": 7,
+        "checkpoint-every": CHECKPOINT_EVERY,
         "device": "cpu",
         **VARIANTS[variant],
     }
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    flags = [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()
+    ]
     return ["train", str(store), *flags]
 
 
@@ -105,3 +108,17 @@ def contents_of(run: Path) -> dict[str, bytes]:
 def checkpoints_of(run: Path) -> list[int]:
     """The steps of which there are checkpoints."""
     return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def is_complete(run: Path, variant: str) -> bool:
+    """Whether all its SAEs are there."""
+    found = [cfg for cfg in run.glob("sae/*/cfg.json") if not cfg.match("*.partial/*")]
+    return len(found) == (2 if "sweep" in VARIANTS[variant] else 1)
+
+
+def last_logged(run: Path) -> int:
+    """The step of the last whole line of metrics.jsonl; 0 if there is none."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    step: int = json.loads(lines[-1])["step"] if lines else 0
+    return step
