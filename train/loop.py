@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NoReturn
 
 from jaxtyping import Float
@@ -93,7 +94,7 @@ class Training:
     def _rows_of(self, name: str, rows: Rows) -> tuple[Float[Tensor, "batch _"], ...]:
         return tuple(rows[hook_point] for hook_point in self._hook_points[name])
 
-    @property
+    @cached_property
     def _hook_points(self) -> dict[str, tuple[HookPoint, ...]]:
         return {sae.member.name: sae.member.hook_points for sae in self.plan.saes}
 

@@ -1,7 +1,7 @@
 """Real training runs in processes of their own, to be cut short: begun, waited for, compared."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Whole:
 
     trainings: Trainings
     variant: str
-    contents: dict[str, bytes]
+    contents: dict[str, bytes] = field(repr=False)
     operations: int
 
 
