@@ -11,6 +11,8 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, not of all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import numpy as np

@@ -4,7 +4,7 @@ Whatever cut it short: SIGKILL, SIGINT, SIGTERM or a full disk, at any operation
 the store's files or at any moment between two, once or again and again. A part of it
 all, and of `test_workers.py` beside it, runs every time; the whole, with
 
-    pytest -m slow -s tests/interrupted
+    pytest -n 0 -m slow -s tests/interrupted
 """
 
 import os
