@@ -57,9 +57,8 @@ def bytes_read(run: Path) -> int:
 
 
 def largest_difference(together: Path, alone: Path, number: int) -> float:
-    one, other = (
-        load_file(run / "sae" / f"m{number}" / "sae_weights.safetensors") for run in (together, alone)
-    )
+    folders = (run / "sae" / f"m{number}" for run in (together, alone))
+    one, other = (load_file(folder / "sae_weights.safetensors") for folder in folders)
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
@@ -77,16 +76,21 @@ def main() -> None:
         for turn in range(given.rounds):
             runs = Path(scratch, str(turn))
             runs.mkdir()
-            ways = {
-                "together": lambda: [train(given.store, runs / "all", everyone, options)],
-                "alone": lambda: [
-                    train(given.store, runs / str(n), [n], options) for n in everyone
-                ],
+            ways = {"all": [everyone], "alone": [[number] for number in everyone]}
+            spent = {
+                way: [
+                    train(
+                        given.store,
+                        runs / (way if way == "all" else str(members[0])),
+                        members,
+                        options,
+                    )
+                    for members in ways[way]
+                ]
+                for way in sorted(ways, reverse=bool(turn % 2))
             }
-            spent = {way: ways[way]() for way in sorted(ways, reverse=bool(turn % 2))}
             wall, cpu = (
-                sum(t[i] for t in spent["together"]) / sum(t[i] for t in spent["alone"])
-                for i in (0, 1)
+                sum(t[i] for t in spent["all"]) / sum(t[i] for t in spent["alone"]) for i in (0, 1)
             )
             walls.append(wall)
             cpus.append(cpu)

@@ -575,7 +575,7 @@ def test_wrong_usage_leaves_with_code_2(harvest: Run, more: list[str]) -> None:
         ("tokens = ", "is not TOML: "),
         ("tokns = 5", "unknown option 'tokns': known are model, dataset, hook, out, tokens"),
         ('batch_size = "many"', "batch_size: Input should be a valid integer"),
-        ('hook = "blocks.0"', "hook: Input should be a valid tuple"),
+        ("hook = 3", "hook: Input should be a valid tuple"),
         (
             'dtype = "int3"',
             "dtype: Input should be 'bfloat16', 'float16', 'float32' or 'int8'",

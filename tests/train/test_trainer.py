@@ -285,7 +285,7 @@ def test_resampled_latents_come_back_to_life(
         trainer.parameters.more("threshold")[:9] = 7.0
     fit(trainer, (sparse_rows(BATCH, seed=step) for step in range(4)))
     assert trainer.parameters.b_enc[:9].tolist() == [0.0] * 9
-    torch.testing.assert_close(trainer.parameters.more("threshold")[:9], torch.full((9,), 0.1))
+    assert trainer.parameters.more("threshold")[:9].tolist() == [JumpReLU.start] * 9
     assert trainer.since_fired[:9].tolist() == [0] * 9
     fit(trainer, (sparse_rows(BATCH, seed=step) for step in range(4, 14)))
     assert (trainer.since_fired[:9] < 10 * BATCH).any()
