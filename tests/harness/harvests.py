@@ -103,8 +103,8 @@ def until_tokenizing(store: Path) -> float:
 def committed(store: Path) -> int:
     """Bytes in the logs: they grow with every shard."""
     sizes = 0
-    for log in (store / LOGS).glob("*.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # the store may just become complete
+    with contextlib.suppress(FileNotFoundError):  # the store may just become complete
+        for log in (store / LOGS).glob("*.jsonl"):
             sizes += log.stat().st_size
     return sizes
 
