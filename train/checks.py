@@ -39,7 +39,6 @@ _LACKS = {
 }
 """Why the others don't."""
 
-
 _ONLY_WITH = {
     "cycles": ("schedule", "restarts"),
     "resample_every": ("resample", True),
@@ -65,10 +64,7 @@ def check_run(config: Any) -> None:
     Raises:
         BadInputError: one of them.
     """
-    positive = (
-        *("batch_size", "accumulate", "log_every", "evaluate_every", "window_rows", "cycles"),
-        *("resample_every", "resample_window", "resample_rows"),
-    )
+    positive = ("batch_size", "accumulate", "log_every", "evaluate_every", "window_rows")
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
     _require_range(config, ("tokens", "evaluate_rows"), 0, math.inf, "at least 0")
     for name in ("hook", "sweep", "log_to"):
@@ -98,7 +94,8 @@ def check_sae(config: Any) -> None:
     """
     positive = (
         *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale"),
-        *("target_l0", "bandwidth", "p_end", "drawn_prefixes"),
+        *("target_l0", "bandwidth", "p_end", "drawn_prefixes", "cycles"),
+        *("resample_every", "resample_window", "resample_rows"),
     )
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
     _require_range(config, ("l1", "l0", "aux_k"), 0, math.inf, "it must be at least 0, and finite")
@@ -132,6 +129,7 @@ def check_sae(config: Any) -> None:
     )
     _refuse_options_of_others(config)
     _refuse_kinds(config)
+    _refuse_optimizers(config)
     assert config.prefix_widths is None or config.prefix_widths  # what makes no sense is refused
 
 
@@ -210,6 +208,10 @@ def _refuse_kinds(config: Any) -> None:
         not config.resample or (config.target_hook is None and not config.crosscoder),
         "--resample is for SAEs of one hook point: leave it out, --aux-k revives latents, too",
     )
+
+
+def _refuse_optimizers(config: Any) -> None:
+    """What an optimizer can't do."""
     require(
         config.optimizer != "schedule-free" or config.schedule == "constant",
         f"--schedule {config.schedule} is not for --optimizer schedule-free, which needs none: "

@@ -142,7 +142,7 @@ class Trainer:
         """Weighted squared errors of normalised rows, of the SAE as it is."""
         inference, p = self.architecture.trained(self._weights_in_use)
         latents = inference.encode(p, x)
-        squared = (latents @ p.W_dec + p.b_dec - x).square().sum(1)
+        squared = (latents @ p.W_dec + p.offset(x) - x).square().sum(1)
         return self.normalisation.row_weights(x, x) * squared
 
     def autocast(self) -> torch.autocast:
@@ -197,7 +197,7 @@ class Trainer:
 
     def _resample(self, resampling: Resampling, batch: Batch, objective: Objective) -> None:
         resampling.resampler.update_counts(batch.x, objective.fired)
-        if resampling.resampler.due:
+        if resampling.resampler.due and self.first_bad_step() is None:
             latents = resampling.replace(self.parameters, self.updater, self.errors)
             self.since_fired[latents] = 0
 

@@ -289,3 +289,22 @@ def test_resampled_latents_come_back_to_life(
     assert trainer.since_fired[:9].tolist() == [0] * 9
     fit(trainer, (sparse_rows(BATCH, seed=step) for step in range(4, 14)))
     assert (trainer.since_fired[:9] < 10 * BATCH).any()
+
+
+def test_nothing_is_resampled_by_rows_that_are_not_finite(
+    sparse_rows: Rows, normalisation_of: Normalise
+) -> None:
+    """The interval ends with the batch that diverges."""
+    resampler = ActivationResampler(64, None, 2 * BATCH, 1, BATCH, BATCH)
+    trainer = make_trainer(
+        TopK(3),
+        normalisation_of(sparse_rows(5000)),
+        settings=UpdateSettings(resettable=True),
+        resampling=Resampling(resampler, {}),
+    )
+    with torch.no_grad():
+        trainer.parameters.b_enc[:9] = -1e3
+    trainer.step((sparse_rows(BATCH),), 0)
+    trainer.step((sparse_rows(BATCH) * math.nan,), 1)
+    assert trainer.first_bad_step() == 1
+    assert trainer.parameters.b_enc[:9].max() < -900
