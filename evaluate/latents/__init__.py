@@ -1,0 +1,1 @@
+"""What each latent does: how often, how strongly and where it is active, and what it writes."""
