@@ -2,11 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from saeflow.config import require
+
+MISMATCH_FIELDS = (
+    "model",
+    "model-config",
+    "tokenizer",
+    "hook-point",
+    "width",
+    "dtype",
+    "normalisation",
+    "dataset",
+    "context-size",
+    "packing",
+)
+"""What is held against the SAE's provenance; `--allow-mismatch` takes all but `width`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,21 @@ class EvaluateConfig:
     text_field: Annotated[str, Doc("Field of --dataset that holds the text.")] = "text"
     split: Annotated[str, Doc("Split of a saved or hub dataset.")] = "train"
     tokens: Annotated[int, Doc("Held-out tokens to evaluate on, at most.")] = 32_768
+    allow_training_text: Annotated[
+        bool, Doc("Use text that the SAE was trained on; the result is marked.")
+    ] = False
+    allow_mismatch: Annotated[
+        tuple[str, ...],
+        Doc(
+            "What may differ from what the SAE was made from: model, model-config, tokenizer, "
+            "hook-point, dtype, normalisation, dataset, context-size or packing; give it again "
+            "for several."
+        ),
+    ] = ()
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        Doc("Precision of the forward pass; that of the SAE's own rows if not given."),
+    ] = None
     batch_size: Annotated[int, Doc("Sequences in a forward pass.")] = 16
     out: Annotated[Path | None, Doc("Folder for scores.json; the SAE's own if not given.")] = None
     device: Annotated[str, Doc("auto, cpu, or cuda.")] = "auto"
@@ -37,3 +66,14 @@ class EvaluateConfig:
         for name in ("tokens", "batch_size"):
             value = getattr(self, name)
             require(value > 0, f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+        for field in self.allow_mismatch:
+            allowed = [name for name in MISMATCH_FIELDS if name != "width"]
+            require(
+                field != "width",
+                "--allow-mismatch width: an SAE reads rows of its own width only, so there is "
+                f"nothing to allow; others are {', '.join(allowed)}",
+            )
+            require(
+                field in allowed,
+                f"--allow-mismatch {field}: unknown field; known are {', '.join(allowed)}",
+            )

@@ -200,7 +200,7 @@ def test_an_architecture_whose_tensors_are_not_there(evaluate: Run, sae: Path) -
 
 
 def test_an_sae_that_does_not_say_its_model(evaluate: Run, sae: Path) -> None:
-    change_cfg(sae, metadata={"hook_name": HOOK})
+    change_cfg(sae, metadata={"sae_lens_version": "6.0.0", "hook_name": HOOK})
     assert "does not say its source model: give --model" in evaluate().refusal()
 
 

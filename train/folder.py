@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saeflow.errors import BadInputError, SaeflowError
 from saeflow.files import PARTIAL, sync_directory, write_json
+from saeflow.train import saelens
 from saeflow.train.architecture import Inference
 from saeflow.train.kinds import FORMS, Form
 from saeflow.train.parameters import Parameters
@@ -80,18 +81,26 @@ def load_sae(folder: Path | str) -> SAE:
         test = load_file(folder / SELF_TEST) if (folder / SELF_TEST).is_file() else {}
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise BadInputError(f"SAE folder {folder} can't be read: {error}") from error
+    saelens.check_version(cfg, folder)
     architecture = architecture_of(cfg, str(folder))
     form = FORMS[cfg["architecture"]]
     named = _shapes_of(architecture, form)
     sizes = {**cfg, "d_out": cfg.get("d_out" if form.kind == "transcoder" else "d_in")}
     _check_shapes(weights, named, architecture.renamed, sizes, folder)
-    _check_settings(cfg, form, folder)
+    saelens.check_settings(cfg, form, folder)
+    _check_blocks(cfg, form, folder)
+    weights = saelens.in_float32(weights, folder)
     if cfg.get("rescale_acts_by_decoder_norm"):
-        _fold_decoder_norms(weights)
-        cfg["rescale_acts_by_decoder_norm"] = False
+        saelens.fold_decoder_norms(weights)
     ours = {name: weights[architecture.renamed.get(name, name)] for name in named}
     parameters = _parameters_of(ours, architecture, form, cfg)
-    sae = SAE(architecture, parameters, cfg, test.get("mean"))
+    sae = SAE(
+        architecture,
+        parameters,
+        saelens.canonical(cfg, form),
+        test.get("mean"),
+        saelens.row_scaling_of(cfg),
+    )
     if test:
         _repeat(test, sae, folder)
     return sae
@@ -103,29 +112,39 @@ def find_sae(path: Path) -> Path:
     Raises:
         BadInputError: there is none, or there are several.
     """
+    found = find_saes(path)
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found)
+        raise BadInputError(f"run {path} holds {len(found)} SAEs: choose one of {names}")
+    return found[0]
+
+
+def find_saes(path: Path) -> tuple[Path, ...]:
+    """The SAE folders at a path: itself, or all of a run folder, by name.
+
+    Raises:
+        BadInputError: there is none.
+    """
     if (path / CFG).is_file():
-        return path
+        return (path,)
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise BadInputError(f"SAE folder {path} {what}: check the path")
     found = sorted(
         cfg.parent for cfg in path.glob(f"sae/*/{CFG}") if PARTIAL not in cfg.parent.name
     )
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(str(folder) for folder in found)
-        raise BadInputError(f"run {path} holds {len(found)} SAEs: choose one of {names}")
-    raise BadInputError(
-        f"{path} holds no SAE: give an SAE folder, or a run that saeflow train has finished"
-    )
+    if not found:
+        raise BadInputError(
+            f"{path} holds no SAE: give an SAE folder, or a run that saeflow train has finished"
+        )
+    return tuple(found)
 
 
 def _parameters_of(
     named: Mapping[str, Tensor], architecture: Inference, form: Form, cfg: Mapping[str, Any]
 ) -> Parameters:
     """Tensors by the names that they have here, as parameters that take no gradients."""
-    transcoder, crosscoder = form.kind == "transcoder", form.kind == "crosscoder"
+    off, crosscoder = saelens.takes_b_dec_off(cfg, form), form.kind == "crosscoder"
     return Parameters(
         named["W_enc"].t(),
         named["b_enc"],
@@ -133,7 +152,7 @@ def _parameters_of(
         named["b_dec"],
         {name: named[name] for name in architecture.rules},
         architecture.rules,
-        centre=torch.zeros_like(named["W_enc"][:, 0]) if transcoder else None,
+        centre=None if off else torch.zeros_like(named["W_enc"][:, 0]),
         W_skip=named["W_skip"] if form.skip else None,
         blocks=tuple(cfg["d_ins"]) if crosscoder else (),
     ).requires_grad_(False)
@@ -174,19 +193,15 @@ def _check_shapes(
             raise BadInputError(
                 f"SAE folder {folder}: {name} has shape {found}, its {CFG} says {expected}"
             )
+    if unknown := weights.keys() - {renamed.get(own_name, own_name) for own_name in shapes}:
+        raise BadInputError(
+            f"SAE folder {folder}: {min(unknown)} is no tensor of the architecture that its "
+            f"{CFG} names"
+        )
 
 
-def _check_settings(cfg: Mapping[str, Any], form: Form, folder: Path) -> None:
-    """Refuse what SAELens's format allows and this saeflow would compute wrongly."""
-    settings: dict[str, Any] = {
-        "apply_b_dec_to_input": form.kind != "transcoder",
-        "normalize_activations": "none",
-    }
-    for name, supported in settings.items():
-        if cfg.get(name, supported) != supported:
-            raise BadInputError(
-                f"SAE folder {folder}: {name} is {cfg[name]!r}, saeflow can use only {supported!r}"
-            )
+def _check_blocks(cfg: Mapping[str, Any], form: Form, folder: Path) -> None:
+    """Refuse a crosscoder whose hook points are not those of its width."""
     if form.kind == "crosscoder":
         names, widths = cfg.get("hook_names"), cfg.get("d_ins")
         if not (
@@ -200,14 +215,6 @@ def _check_settings(cfg: Mapping[str, Any], form: Form, folder: Path) -> None:
                 f"SAE folder {folder}: hook_names {names} with widths d_ins {widths} are not "
                 f"those of d_in {cfg['d_in']}: its {CFG} was changed"
             )
-
-
-def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
-    """Pre-activations times decoder norms, and decoder rows without them, as weights of TopK."""
-    norms = weights["W_dec"].norm(dim=1)
-    weights["W_enc"] = weights["W_enc"] * norms
-    weights["b_enc"] = weights["b_enc"] * norms
-    weights["W_dec"] = weights["W_dec"] / norms[:, None]
 
 
 def _repeat(test: Mapping[str, Tensor], sae: SAE, folder: Path) -> None:

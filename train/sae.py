@@ -14,6 +14,7 @@ from saeflow.train.architectures import LOADERS
 from saeflow.train.kinds import FORMS, Form
 from saeflow.train.normalisation import Kind
 from saeflow.train.parameters import Parameters
+from saeflow.train.row_scaling import RowScaling
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class SAE:
         cfg: the cfg.json that it came from, or will be written with.
         mean: mean of the ordinary rows that it was trained to reconstruct, the
             reference of its variances; None where it is not known.
+        row_scaling: how each row is normalised before it is encoded, and a
+            reconstruction brought back; None, as in every SAE of ours, for not at all.
+            A transcoder's targets are other rows, and not brought back.
     """
 
     architecture: Inference
     parameters: Parameters
     cfg: Mapping[str, Any]
     mean: Float[Tensor, " d_out"] | None = None
+    row_scaling: RowScaling | None = None
 
     @property
     def d_in(self) -> int:
@@ -87,10 +92,18 @@ class SAE:
         """Widths of the rows of each of `hook_points`."""
         return self.parameters.blocks or (self.d_in,)
 
+    @property
+    def needs_rows(self) -> bool:
+        """If `decode` must be given the rows that were encoded."""
+        return self.parameters.W_skip is not None or self._restores
+
     @torch.inference_mode()
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of rows, dense, in the parameters' dtype."""
-        return self.architecture.encode(self.parameters, x.to(self.parameters.encoder.dtype))
+        rows = x.to(self.parameters.encoder.dtype)
+        if self.row_scaling is not None:
+            rows = self.row_scaling.normalised(rows)
+        return self.architecture.encode(self.parameters, rows)
 
     @torch.inference_mode()
     def decode(
@@ -102,13 +115,18 @@ class SAE:
 
         Args:
             latents: as `encode` gives them.
-            x: the rows that were encoded; only a skip transcoder needs them.
+            x: the rows that were encoded; needed where `needs_rows` says so.
 
         Raises:
-            ValueError: a skip transcoder got none.
+            ValueError: they are needed, and there are none.
         """
         rows = None if x is None else x.to(self.parameters.encoder.dtype)
-        return latents @ self.parameters.W_dec + self.parameters.offset(rows)
+        decoded = latents @ self.parameters.W_dec + self.parameters.offset(rows)
+        if self.row_scaling is None or not self._restores:
+            return decoded
+        if rows is None:
+            raise ValueError("an SAE that normalises each row decodes latents together with rows")
+        return self.row_scaling.restored(decoded, rows)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Reconstructions of rows; of a transcoder, what it makes of them."""
@@ -118,6 +136,10 @@ class SAE:
         """Move the parameters, in place, and return the SAE."""
         self.parameters.to(device)
         return self
+
+    @property
+    def _restores(self) -> bool:
+        return self.row_scaling is not None and self.kind != "transcoder"
 
 
 def architecture_of(cfg: Mapping[str, Any], where: str) -> Inference:

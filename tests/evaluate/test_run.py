@@ -21,7 +21,7 @@ from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.run import harvest_activations
 from saeflow.harvest.store import open_store
 from saeflow.train.config import TrainConfig
-from saeflow.train.folder import load_sae
+from saeflow.train.folder import load_sae, metadata
 from saeflow.train.run import train_sae
 from saeflow.train.sae import SAE
 
@@ -228,7 +228,7 @@ def test_a_foreign_sae_is_evaluated_on_the_text_given(
     ours = evaluate_sae(config(tokens=10**6))
     (sae / "scores.json").unlink()
     (sae / "self_test.safetensors").unlink()
-    change_cfg(sae, "metadata", {"hook_name": HOOK, "model_name": str(taught_model)})
+    change_cfg(sae, "metadata", metadata(hook_name=HOOK, model_name=str(taught_model)))
     foreign = evaluate_sae(config(dataset=str(tiny_text), tokens=10**6))
     assert foreign.reconstruction_score == pytest.approx(ours.reconstruction_score, abs=0.05)
     assert foreign.row_fvu == pytest.approx(ours.row_fvu, rel=0.2)

@@ -175,8 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another d_sae": ({"d_sae": 13}, r"W_enc has shape \(5, 12\), its cfg.json says \(5, 13\)"),
     "no d_in": ({"d_in": None}, "W_enc has shape"),
     "d_in is no number": ({"d_in": "wide"}, "W_enc has shape|d_in"),
-    "input without b_dec": ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input is False"),
-    "normalised": ({"normalize_activations": "layer_norm"}, "normalize_activations is"),
+    "normalised": ({"normalize_activations": "batch_norm"}, "normalize_activations is"),
 }
 
 

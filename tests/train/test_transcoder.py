@@ -354,7 +354,6 @@ def test_a_wrong_skip_fails_the_self_test(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True"),
         ({"d_out": 5}, r"W_dec has shape \(11, 4\), its cfg.json says \(11, 5\)"),
         ({"architecture": "topk_skip_transcoder"}, "W_skip has shape None"),
         ({"architecture": "topk"}, r"W_dec has shape \(11, 4\), its cfg.json says \(11, 6\)"),
