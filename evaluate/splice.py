@@ -1,12 +1,7 @@
-"""Put something in the place of an activation while the source model runs.
+"""Put an SAE into its source model: every forward pass made inside sees its reconstructions."""
 
-Position 0 and special tokens are left alone in every pass: their activations are
-of another kind (the first one's norm is a hundred times the others'), they are
-not stored, and an ablation that removes them costs the model far more than the
-ablation of text does, which would flatter any score.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,27 +9,203 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from saeflow.config import require
 from saeflow.errors import BadInputError
-from saeflow.harvest.models import SourceModel
+from saeflow.evaluate.placing import Hook, attached, place_rows, placing_hooks
+from saeflow.evaluate.positions import PositionChoice, chosen_positions
+from saeflow.evaluate.positions import scored_predictions as scored_predictions
+from saeflow.evaluate.replay import Replay
+from saeflow.evaluate.residual_mid import is_resid_mid
+from saeflow.harvest.capture import probe_hook_points
+from saeflow.harvest.importing.source import UNKNOWN
+from saeflow.harvest.models import ModelSpec, SourceModel
+from saeflow.train.sae import SAE
 
 Replacement = Callable[[Float[Tensor, "rows d_in"]], Float[Tensor, "rows d_in"]]
 """From activations, in float32, to what takes their place."""
 
 
+@contextmanager
+def splice(
+    model: Any,
+    sae: SAE | Replacement,
+    hook_point: str | None = None,
+    *,
+    positions: PositionChoice = "text",
+    keep_error: bool = False,
+) -> Iterator[None]:
+    """While it lasts, every forward pass has an SAE's reconstructions in the model.
+
+        with saeflow.splice(model, sae):
+            logits = model.bridge(tokens)
+
+    A transcoder's output takes the place of the rows at its target hook point. The
+    model's other activations are computed from what was put in; no gradient flows
+    through an SAE. Hooks are gone at the end, also after an error.
+
+    Args:
+        model: a SourceModel, or a TransformerBridge.
+        sae: an SAE or a transcoder; or any function from rows, (rows, d_in) in float32,
+            to rows.
+        hook_point: where; by default where the SAE was trained.
+        positions: which positions are replaced.
+        keep_error: the error `x - x_hat` is added back to `x_hat`. That is x, and x is
+            what is put in, as the sum would round: logits must be the clean ones, to the
+            bit, which is a check of all that is done besides.
+
+    Raises:
+        BadInputError: the SAE doesn't fit the hook point, or can't be spliced so.
+    """
+    source = _as_source(model)
+    read, target = _hook_points(sae, hook_point)
+    _check_fit(source, sae, read, target)
+    spliced = _Splice(sae, read, target, _special(source, positions), positions, keep_error)
+    hooks = placing_hooks(source.bridge, {target: spliced.replace})
+    if read != target:
+        hooks.insert(0, (read, spliced.look))
+    handle = source.bridge.original_model.register_forward_pre_hook(spliced.begin, with_kwargs=True)
+    try:
+        with attached(source.bridge, hooks):
+            yield
+    finally:
+        handle.remove()
+
+
+class _Splice:
+    """What one splice knows of the forward pass that is under way."""
+
+    def __init__(
+        self,
+        sae: SAE | Replacement,
+        read: str,
+        target: str,
+        special: Sequence[int],
+        positions: PositionChoice,
+        keep_error: bool,
+    ) -> None:
+        self._sae, self._read, self._target = sae, read, target
+        self._special, self._positions, self._keep_error = special, positions, keep_error
+        self._replaced = torch.zeros(0, 0, dtype=torch.bool)
+        self._seen: Tensor | None = None
+
+    def begin(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002  # torch's signature
+        """Choose the positions of a forward pass, from what the wrapped model is given."""
+        given = args[0] if args else kwargs.get("input_ids")
+        tokens: Tensor = kwargs["inputs_embeds"] if given is None else given
+        if tokens.is_floating_point():
+            require(
+                self._positions != "text",
+                "this forward pass is given embeddings, so that special tokens can't be told: "
+                "give token ids, or splice with positions='no-first' or 'all'",
+            )
+            tokens = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        self._seen = None
+        self._replaced = _chosen(tokens, kwargs, self._special, self._positions)
+
+    def look(self, activation: Tensor) -> None:
+        """Keep what a transcoder reads."""
+        self._seen = activation
+
+    def replace(self, activation: Tensor) -> Tensor:
+        """The activation with reconstructions at the chosen positions."""
+        seen = activation if self._read == self._target else self._seen
+        if seen is None:
+            raise BadInputError(
+                f"{self._read} comes after {self._target} in this model: a transcoder can only "
+                "replace what comes after what it reads"
+            )
+        replaced = self._replaced.to(activation.device)
+        own = activation.flatten(2)[replaced]
+        made = _reconstructed(self._sae, seen.flatten(2)[replaced].float())
+        if made.shape != own.shape:
+            raise BadInputError(
+                f"what is spliced gave rows of shape {tuple(made.shape)}, but those at "
+                f"{self._target} are {tuple(own.shape)}"
+            )
+        return place_rows(activation, replaced, own if self._keep_error else made)
+
+
+def _reconstructed(sae: SAE | Replacement, rows: Tensor) -> Tensor:
+    place = sae.parameters.encoder.device if isinstance(sae, SAE) else rows.device
+    made = sae(rows.to(place)).to(rows.device)
+    if made.is_inference() and not torch.is_inference_mode_enabled():
+        return made.clone()  # autograd takes no inference tensors
+    return made
+
+
+def _chosen(
+    tokens: Tensor, kwargs: Mapping[str, Any], special: Sequence[int], which: PositionChoice
+) -> Tensor:
+    """Chosen positions of the tokens, of which a cache may hold earlier ones."""
+    past = kwargs.get("past_key_values")
+    n_past = past.get_seq_length() if past is not None else 0
+    own = torch.ones(len(tokens), n_past + tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        own[:, own.shape[1] - mask.shape[1] :] = mask.bool()
+    before = tokens.new_zeros(len(tokens), n_past)
+    return chosen_positions(torch.cat([before, tokens], 1), own, special, which)[:, n_past:]
+
+
+def _as_source(model: Any) -> SourceModel:
+    if isinstance(model, SourceModel):
+        return model
+    require(
+        hasattr(model, "hook_dict") and hasattr(model, "original_model"),
+        f"{type(model).__name__} can't be spliced into: give a SourceModel or a TransformerBridge",
+    )
+    spec = ModelSpec(name=str(model.cfg.model_name), device=str(model.cfg.device))
+    return SourceModel(model, model.tokenizer, spec)
+
+
+def _hook_points(sae: SAE | Replacement, given: str | None) -> tuple[str, str]:
+    """What is read, and what is replaced."""
+    if not isinstance(sae, SAE):
+        require(given is not None, "a function does not say its hook point: give hook_point")
+        return str(given), str(given)
+    require(
+        sae.kind != "crosscoder",
+        "a crosscoder can't be spliced into a single forward pass: what it puts at its first hook "
+        "point needs the clean rows of its last; `saeflow evaluate` does it, in two passes",
+    )
+    if sae.kind == "transcoder":
+        require(given is None, "a transcoder says both of its hook points: leave out hook_point")
+        return sae.hook_point, sae.target_hook_points[0]
+    if given is None and sae.cfg.get("metadata", {}).get("hook_name") in (None, "", UNKNOWN):
+        raise BadInputError("this SAE does not say its hook point: give hook_point")
+    name = given or sae.hook_point
+    return name, name
+
+
+def _check_fit(source: SourceModel, sae: SAE | Replacement, read: str, target: str) -> None:
+    found = probe_hook_points(source, (read, target))
+    if isinstance(sae, SAE):
+        for hook_point, width in zip(found, (sae.d_in, sae.d_out), strict=True):
+            require(
+                hook_point.d_in == width,
+                f"this SAE's rows at {hook_point.name} are {width} wide, but the model's are "
+                f"{hook_point.d_in}: splice it into the model that it was trained on",
+            )
+    if is_resid_mid(target):
+        Replay(source, [target]).clean(torch.zeros(1, 8, dtype=torch.long))  # refuses, or not
+
+
+def _special(source: SourceModel, positions: PositionChoice) -> list[int]:
+    if positions != "text":
+        return []
+    require(
+        source.tokenizer is not None,
+        "this model has no tokenizer to say its special tokens: splice with positions='no-first' "
+        "or 'all'",
+    )
+    return sorted(set(source.tokenizer.all_special_ids))
+
+
 def replaced_positions(
     tokens: Int[Tensor, "batch position"], special: Sequence[int]
 ) -> Bool[Tensor, "batch position"]:
-    """Which positions a splice replaces: all but position 0 and special tokens."""
-    mask = ~torch.isin(tokens, torch.tensor(list(special), device=tokens.device))
-    mask[:, 0] = False
-    return mask
-
-
-def scored_predictions(
-    replaced: Bool[Tensor, "batch position"],
-) -> Bool[Tensor, "batch predictions"]:
-    """Which next-token predictions count: from a replaced position, of a replaced position."""
-    return replaced[:, :-1] & replaced[:, 1:]
+    """Which positions a splice replaces by default: all but position 0 and special tokens."""
+    return chosen_positions(tokens, torch.ones_like(tokens, dtype=torch.bool), special)
 
 
 def check_spliceable(hook_point: str) -> None:
@@ -72,20 +243,15 @@ def token_losses(
             are replaced, are appended to it, (rows, d_in) in float32.
     """
 
-    def hook_function(activation: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001  # TransformerLens's signature
-        flat = activation.flatten(2)
-        rows = flat[replaced].float()
+    def change(activation: Tensor) -> Tensor | None:
+        rows = activation.flatten(2)[replaced].float()
         if seen is not None:
             seen.append(rows)
-        if replacement is None:
-            return None
-        changed = flat.clone()
-        changed[replaced] = replacement(rows).to(flat.dtype)
-        return changed.view_as(activation)
+        return None if replacement is None else place_rows(activation, replaced, replacement(rows))
 
-    logits = model.bridge.run_with_hooks(
-        tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits", use_cache=False
-    )
+    hooks: list[tuple[str, Hook]] = [(hook_point, change)]
+    with attached(model.bridge, hooks):
+        logits = model.bridge(tokens, return_type="logits", use_cache=False)
     losses = [
         F.cross_entropy(one[:-1].float(), target[1:], reduction="none")
         for one, target in zip(logits, tokens, strict=True)
