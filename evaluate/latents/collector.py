@@ -16,8 +16,9 @@ N_CONTEXTS = 8
 class LatentCollector:
     """What latents do, from one sequence after the other, in memory that doesn't grow.
 
-    It holds 2.1 kB a latent, 140 MB for 65,536 latents. An update takes about half as
-    much as the sequence's latents besides, and `result` as much again as is held.
+    It holds 2.1 kB a latent, 140 MB for 65,536 latents. An update takes besides up to
+    1 kB for each latent that gets a new context, and some 50 bytes for each activation
+    above zero; `result` takes as much again as is held.
 
     Args:
         d_sae: latents of the SAE.

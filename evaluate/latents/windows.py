@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from saeflow.evaluate.latents.firing import Active
 
@@ -12,6 +13,9 @@ BEFORE, AFTER = 24, 8
 """Tokens of a window before and after the position that it is of."""
 
 WIDTH = BEFORE + 1 + AFTER
+
+_NOTHING = -1
+"""Stands for a token or a row that is not there."""
 
 SAME_TOKENS = 8
 """Two positions are of the same words if so many tokens, the position's the last, are equal."""
@@ -69,7 +73,7 @@ def keys(sequence: Sequence) -> Int[Tensor, " context"]:
     draw = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (SAME_TOKENS,), generator=draw) | 1
     ids = torch.where(sequence.own, sequence.tokens + 1, 0)
-    padded = torch.cat([ids.new_zeros(SAME_TOKENS - 1), ids])
+    padded = F.pad(ids, (SAME_TOKENS - 1, 0))
     return (padded.unfold(0, SAME_TOKENS, 1) * factors.to(ids.device)).sum(1)
 
 
@@ -80,12 +84,14 @@ def cut(
     positions: Int[Tensor, " windows"],
 ) -> Windows:
     """The windows of latents `numbers`, each around one of `positions`."""
-    steps = torch.arange(-BEFORE, AFTER + 1, device=positions.device)
-    places = positions[:, None] + steps
-    inside = (places >= 0) & (places < len(sequence.tokens))
-    places = places.clamp(0, len(sequence.tokens) - 1)
-    tokens = torch.where(inside & sequence.own[places], sequence.tokens[places], -1)
-    rows = (sequence.chosen.cumsum(0) - 1).clamp(min=0)
-    found = latents[rows[places], numbers[:, None]].float()
-    found = torch.where(inside & sequence.chosen[places], found, 0).clamp(min=0)
-    return Windows(tokens.int(), (found / found[:, BEFORE, None]).half())
+    rows = torch.where(sequence.chosen, sequence.chosen.cumsum(0) - 1, _NOTHING)
+    rows = _around(rows)[positions]
+    found = latents[rows.clamp(min=0), numbers[:, None]].float()
+    found = torch.where(rows == _NOTHING, 0, found).clamp(min=0)
+    tokens = torch.where(sequence.own, sequence.tokens, _NOTHING)
+    return Windows(_around(tokens)[positions].int(), (found / found[:, BEFORE, None]).half())
+
+
+def _around(of_positions: Int[Tensor, " context"]) -> Int[Tensor, "context window"]:
+    """Each position's window, a view; `_NOTHING` beyond the ends."""
+    return F.pad(of_positions, (BEFORE, AFTER), value=_NOTHING).unfold(0, WIDTH, 1)
