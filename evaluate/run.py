@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow import console
-from saeflow.config import to_plain
+from saeflow.config import require, to_plain
 from saeflow.errors import BadInputError
+from saeflow.evaluate.checks import check_all
 from saeflow.evaluate.config import EvaluateConfig
+from saeflow.evaluate.opening import OpenedSAE
+from saeflow.evaluate.origin import origin_of
 from saeflow.evaluate.result import EvaluationResult
 from saeflow.evaluate.score import ReconstructionScore
-from saeflow.evaluate.source import model_spec, source_model
+from saeflow.evaluate.source import model_spec_of, source_model_of
 from saeflow.evaluate.splice import (
+    check_spliceable,
     replaced_positions,
     scored_predictions,
     token_losses,
@@ -59,9 +64,11 @@ def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> Evaluati
         raise BadInputError(f"--out {out.parent} is a file: name a folder")
     if out.is_file() and not overwrite:
         return _earlier(out, options)
-    model = source_model(config, sae)
-    provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
-    text = held_out_text(config, provenance, model)
+    opened = _spliceable(folder, sae)
+    source = source_model_of(config, [opened])
+    model = source.model
+    text = held_out_text(config, origin_of(sae), model)
+    check_all(config, opened, replace(source.used, text=text))
     result = _score(config, sae.to(model.device), model, text, folder.name, options)
     write_json(out, result.to_json())
     return result
@@ -75,7 +82,7 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder = find_sae(config.sae)
     sae = load_sae(folder)
-    spec = model_spec(config, sae)
+    spec = model_spec_of(config, [_spliceable(folder, sae)])
     return {
         "sae": str(folder),
         "d_in": sae.d_in,
@@ -85,6 +92,16 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "forward_passes_a_sequence": 3,
         "tokens_at_most": config.tokens,
     }
+
+
+def _spliceable(folder: Path, sae: SAE) -> OpenedSAE:
+    require(
+        sae.kind == "sae",
+        f"{folder} holds a {sae.kind}: evaluate can't splice a {sae.kind} yet, only an SAE "
+        "that reconstructs the rows of one hook point",
+    )
+    check_spliceable(sae.hook_point)
+    return OpenedSAE(folder.resolve().name, folder, sae)
 
 
 def _resolved(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
@@ -142,7 +159,7 @@ def _score(
             score.update(**{which: loss[scored] for which, loss in losses.items()})
             latents = sae.encode(seen[0])
             fired = (latents > 0).sum(0)
-            metrics.update(x=seen[0], reconstruction=sae.decode(latents), fired=fired)
+            metrics.update(x=seen[0], reconstruction=sae.decode(latents, seen[0]), fired=fired)
             dead.update(fired)
             n_rows += len(seen[0])
             meter.advance(len(tokens))
@@ -155,7 +172,7 @@ def _score(
         hook_point=sae.hook_point,
         text={
             "source": text.source,
-            "held_out_only": True,
+            "held_out_only": not text.trained_on,
             "sequences": len(text.sequences),
             "sequences_available": text.available,
             "tokens_scored": int(score.tokens),

@@ -1,78 +1,142 @@
-"""The source model of an SAE: found by the SAE's provenance, and held against it."""
+"""The source model of SAEs: found by what they say of it, and held against that."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from saeflow import console
-from saeflow.config import require
 from saeflow.devices import choose_device
 from saeflow.errors import BadInputError
+from saeflow.evaluate.checks import Used, check_all
 from saeflow.evaluate.config import EvaluateConfig
-from saeflow.evaluate.splice import check_spliceable
+from saeflow.evaluate.opening import OpenedSAE
+from saeflow.evaluate.origin import Origin, origin_of, processing_of
 from saeflow.harvest.capture import probe_hook_points
 from saeflow.harvest.importing.source import UNKNOWN
+from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.models import ModelSpec, SourceModel, describe_model, load_model
 from saeflow.train.sae import SAE
 
+_SHARED = ("model", "weights_sha256", "dtype", "processing")
+"""What the SAEs of one evaluation have to say the same of."""
 
-def model_spec(config: EvaluateConfig, sae: SAE) -> ModelSpec:
-    """Which model, run how: as given, else as the SAE's store was made.
+
+@dataclass(frozen=True)
+class Source:
+    """A source model, and what was found of it.
+
+    Attributes:
+        model: loaded.
+        described: what identifies it, as `describe_model` says it.
+        hook_points: all that the SAEs read and replace, by name.
+    """
+
+    model: SourceModel
+    described: Mapping[str, Any]
+    hook_points: Mapping[str, HookPoint]
+
+    @property
+    def used(self) -> Used:
+        """What the SAEs are held against; the text is not known yet."""
+        widths = {name: hook_point.d_in for name, hook_point in self.hook_points.items()}
+        return Used(self.described, widths)
+
+
+def model_spec_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> ModelSpec:
+    """Which model, run how: as given, else as the SAEs say.
 
     Raises:
-        BadInputError: neither says which; or it is no SAE that can be spliced.
+        BadInputError: neither says which, or the SAEs don't agree.
     """
-    require(
-        sae.kind == "sae",
-        f"{config.sae} holds a {sae.kind}: evaluate can't splice a {sae.kind} yet, only an SAE "
-        "that reconstructs the rows of one hook point",
-    )
-    recorded = _recorded_model(sae)
-    names = config.model, recorded.get("name"), sae.cfg.get("metadata", {}).get("model_name")
-    name = next((name for name in names if name and name != UNKNOWN), None)
+    origin = _agreed([(opened, origin_of(opened.sae)) for opened in saes])
+    name = config.model or (origin.model and _official(origin))
     if name is None:
         raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")
     return ModelSpec(
         name=name,
-        dtype=recorded.get("dtype") or "float32",
+        dtype=config.dtype or _dtype(origin, config),
         device=choose_device(config.device),
-        compatibility_mode=bool(recorded.get("compatibility_mode")),
+        compatibility_mode=bool(origin.processing)
+        and origin.processing == processing_of(compatibility_mode=True),
         trust_remote_code=config.trust_remote_code,
     )
 
 
-def source_model(config: EvaluateConfig, sae: SAE) -> SourceModel:
-    """Load the model that an SAE will be spliced into.
+def source_model_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> Source:
+    """Load the model that SAEs will be spliced into, and look at their hook points.
+
+    What identifies the model is compared before it is loaded, widths afterwards.
 
     Raises:
-        BadInputError: it is not to be had, or the SAE doesn't fit it.
+        BadInputError: it is not to be had, an SAE doesn't fit it, or was made from
+            something else that `config.allow_mismatch` doesn't name.
     """
-    spec = model_spec(config, sae)
-    if sae.cfg.get("metadata", {}).get("hook_name") in (None, "", UNKNOWN):
-        raise BadInputError(f"SAE {config.sae} does not say its hook point: add metadata.hook_name")
-    check_spliceable(sae.hook_point)
-    _check_weights(config, spec, sae)
+    spec = model_spec_of(config, saes)
+    names = dict.fromkeys(name for opened in saes for name in hook_points_of(opened))
+    described = describe_model(spec)
+    for opened in saes:
+        check_all(config, opened, Used(described))
     model = load_model(spec)
-    (hook_point,) = probe_hook_points(model, [sae.hook_point])
-    if hook_point.d_in != sae.d_in:
+    found = {hook_point.name: hook_point for hook_point in probe_hook_points(model, list(names))}
+    source = Source(model, described, found)
+    for opened in saes:
+        check_all(config, opened, source.used)
+    return source
+
+
+def hook_points_of(opened: OpenedSAE) -> tuple[str, ...]:
+    """The hook points that an SAE reads, and those that it replaces.
+
+    Raises:
+        BadInputError: it doesn't say which, or is of one attention head only.
+    """
+    sae = opened.sae
+    metadata = sae.cfg.get("metadata", {})
+    wanted = {"hook_name": sae.kind != "crosscoder", "hook_name_out": sae.kind == "transcoder"}
+    for key, needed in wanted.items():
+        if needed and metadata.get(key) in (None, "", UNKNOWN):
+            raise BadInputError(
+                f"SAE {opened.folder} does not say its hook point: add metadata.{key} to its "
+                "cfg.json"
+            )
+    if metadata.get("hook_head_index") is not None:
         raise BadInputError(
-            f"SAE {config.sae} has d_in {sae.d_in}, but {sae.hook_point} of {spec.name} has "
-            f"{hook_point.d_in}: evaluate it on the model that it was trained on"
+            f"SAE {opened.folder} is of attention head {metadata['hook_head_index']} alone: "
+            "saeflow can splice only all heads of a hook point together"
         )
-    return model
+    return _named(sae)
 
 
-def _check_weights(config: EvaluateConfig, spec: ModelSpec, sae: SAE) -> None:
-    recorded = _recorded_model(sae)
-    weights = recorded.get("weights_sha256")  # null where nobody knows
-    if weights and describe_model(spec)["weights_sha256"] != weights:
-        told = f"model {spec.name} does not have the weights that SAE {config.sae} was trained on"
-        if config.model is None:
-            raise BadInputError(f"{told}: find the right one, or name this one with --model")
-        console.warn(told)
+def _named(sae: SAE) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*sae.hook_points, *sae.target_hook_points)))
 
 
-def _recorded_model(sae: SAE) -> Mapping[str, Any]:
-    """What the SAE's provenance says of its model; nothing, if it is a foreign one."""
-    provenance = sae.cfg.get("metadata", {}).get("saeflow", {})
-    model: Mapping[str, Any] = provenance.get("store", {}).get("provenance", {}).get("model", {})
-    return model
+def _agreed(origins: Sequence[tuple[OpenedSAE, Origin]]) -> Origin:
+    """What all SAEs say of their model."""
+    first, said = origins[0]
+    for opened, origin in origins[1:]:
+        for name in _SHARED:
+            if getattr(origin, name) != getattr(said, name):
+                raise BadInputError(
+                    f"SAEs {first.name} and {opened.name} are of different models ({name} "
+                    f"{getattr(said, name)} and {getattr(origin, name)}): evaluate them one by one"
+                )
+    return said
+
+
+def _official(origin: Origin) -> str:
+    """The name that the hub has; TransformerLens has had shorter ones, which SAELens writes."""
+    assert origin.model is not None
+    if origin.store_identity is not None:
+        return origin.model
+    from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
+
+    return resolve_model_alias(origin.model) or origin.model
+
+
+def _dtype(origin: Origin, config: EvaluateConfig) -> str:
+    dtype = origin.dtype or "float32"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise BadInputError(
+            f"SAE {config.sae} is of a forward pass in {dtype}: choose another with --dtype"
+        )
+    return dtype

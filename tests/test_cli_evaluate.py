@@ -140,8 +140,9 @@ def test_an_sae_of_another_width_than_the_models(
     config = LlamaConfig.from_pretrained(str(tiny_model))
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wider)
-    line = evaluate(model=wider).refusal()
-    assert f"has d_in 32, but {HOOK} of {wider} has 64" in line
+    allowed = ("--allow-mismatch", "model", "--allow-mismatch", "model-config")
+    line = evaluate(*allowed, model=wider).refusal()
+    assert f"width differs: SAE sae has d_in 32, but {HOOK} of {wider} has 64" in line
     assert "evaluate it on the model that it was trained on" in line
     assert not (sae / "scores.json").exists()
 

@@ -4,7 +4,6 @@ Our own SAEs have their normalisation in their weights, where it is the same for
 rows; here it depends on the row, so it stays a step of its own.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +29,7 @@ class RowScaling:
     def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Rows as they are encoded."""
         if self.name == "constant_norm_rescale":
-            return x * (math.sqrt(x.shape[-1]) / x.norm(dim=-1, keepdim=True))
+            return x / _unit(x)
         centred = x - x.mean(dim=-1, keepdim=True)
         return centred / (x.std(dim=-1, keepdim=True) + _EPSILON)
 
@@ -39,8 +38,13 @@ class RowScaling:
     ) -> Float[Tensor, "*batch d_in"]:
         """Reconstructions of normalised rows in the units of the rows `x` that they are of."""
         if self.name == "constant_norm_rescale":
-            return reconstruction * (x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1]))
+            return reconstruction * _unit(x)
         return reconstruction * x.std(dim=-1, keepdim=True) + x.mean(dim=-1, keepdim=True)
+
+
+def _unit(x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
+    """What a row is divided by to have the norm `sqrt(d_in)`."""
+    return x.square().mean(dim=-1, keepdim=True).sqrt()
 
 
 ROW_SCALINGS = {

@@ -179,24 +179,26 @@ def test_a_scores_file_of_something_else_is_refused(config: Make, sae: Path, con
 def test_changed_model_weights_are_refused(config: Make, sae: Path, change_cfg: Change) -> None:
     where = ("metadata", "saeflow", "store", "provenance", "model")
     change_cfg(sae, *where, "weights_sha256", "0" * 64)
-    with pytest.raises(BadInputError, match="does not have the weights that SAE"):
+    with pytest.raises(
+        BadInputError, match="model differs: SAE sae was made from weights 000000000000"
+    ):
         evaluate_sae(config())
 
 
-def test_a_model_that_is_named_may_have_other_weights_with_a_warning(
-    config: Make, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_that_is_named_may_have_other_weights_if_allowed(
+    config: Make, tiny_model: Path
 ) -> None:
-    result = evaluate_sae(config(model=str(tiny_model)))
+    with pytest.raises(BadInputError, match="add --allow-mismatch model$"):
+        evaluate_sae(config(model=str(tiny_model)))
+    result = evaluate_sae(config(model=str(tiny_model), allow_mismatch=("model",)))
     assert result.model == str(tiny_model)
-    assert "warning: model" in capsys.readouterr().err
 
 
-def test_the_same_model_elsewhere_needs_no_warning(
-    config: Make, taught_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_same_model_elsewhere_is_the_same(
+    config: Make, taught_model: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(taught_model, tmp_path / "moved")
-    evaluate_sae(config(model=str(moved)))
-    assert "warning: model" not in capsys.readouterr().err
+    assert evaluate_sae(config(model=str(moved))).model == str(moved)
 
 
 def test_resid_mid_is_refused(config: Make, sae: Path, change_cfg: Change) -> None:
@@ -210,7 +212,7 @@ def test_a_hook_point_that_the_model_lacks_is_refused(
 ) -> None:
     change_cfg(sae, "metadata", "hook_name", "blocks.7.hook_resid_post")
     with pytest.raises(BadInputError, match=r"blocks\.7\.hook_resid_post does not exist in"):
-        evaluate_sae(config())
+        evaluate_sae(config(allow_mismatch=("hook-point",)))
 
 
 def test_an_sae_without_a_hook_point_is_refused(
