@@ -1,0 +1,162 @@
+"""Several results side by side: whether they are like for like, and one page of all."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saeflow.errors import BadInputError
+from saeflow.evaluate.report.page import write_report
+from saeflow.evaluate.report.schema import SCHEMA, what_is_wrong
+from saeflow.evaluate.report.training import read_training
+from saeflow.train.claim import SAES
+
+_SCORES = "scores.json"
+
+_NAMES_TOLD = 3
+
+_LIKE_FOR_LIKE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "model": lambda result: result["model"],
+    "replaced hook points": lambda result: ", ".join(result["replaces"]),
+    "replaced positions": lambda result: result["positions"].get("replaced"),
+    "scored positions": lambda result: result["positions"].get("scored"),
+    "text": lambda result: result["text"].get("source"),
+    "documents": lambda result: result["text"].get("documents"),
+    "tokens scored": lambda result: result["text"].get("tokens_scored"),
+    "text trained on": lambda result: bool(result["text"].get("trained_on")),
+    "clean loss": lambda result: _rounded(result["losses"]["clean"]["value"]),
+}
+"""What must be equal for scores to be comparable. Equal clean losses mean equal predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Results that were read from files.
+
+    Attributes:
+        results: each the content of a scores.json, in the order given, under a name of its own.
+        notes: in what they are not like for like, a line each; empty where they are.
+        training: lines of metrics.jsonl by result, of those that are in a run's folder.
+    """
+
+    results: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    training: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the notes and the results."""
+        return {"notes": list(self.notes), "results": list(self.results)}
+
+
+def compare_results(paths: Sequence[Path]) -> Comparison:
+    """Read results.
+
+    Args:
+        paths: of scores.json files, or of folders that hold them: an SAE, a run, an `--out`.
+
+    Raises:
+        BadInputError: a path holds no scores.json, one is damaged or of another schema, or one is
+            given twice.
+    """
+    files = [file for path in paths for file in _files_of(path)]
+    if not files:
+        raise BadInputError("there is nothing to compare: name scores.json files or SAE folders")
+    places = [file.resolve() for file in files]
+    for file, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
+            raise BadInputError(f"{file} is given more than once: name each result once")
+    results = [_read(file) for file in files]
+    names = _names(results, places)
+    results = [{**result, "name": name} for result, name in zip(results, names, strict=True)]
+    curves = {name: read_training(file.parent) for name, file in zip(names, files, strict=True)}
+    return Comparison(
+        results=tuple(results),
+        notes=tuple(differences(results)),
+        training={name: lines for name, lines in curves.items() if lines},
+    )
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the page of a comparison, which is there whole or not at all."""
+    models = dict.fromkeys(result["model"] for result in comparison.results)
+    write_report(
+        path,
+        comparison.results,
+        title=f"{len(comparison.results)} results of {', '.join(models)}",
+        training=comparison.training,
+        notes=comparison.notes,
+    )
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what results are not like for like: a line for each thing, with both sides."""
+    found = []
+    for what, value in _LIKE_FOR_LIKE.items():
+        sides: dict[Any, list[str]] = {}
+        for result in results:
+            sides.setdefault(value(result), []).append(result["name"])
+        if len(sides) > 1:
+            told = "; ".join(f"{_plain(side)} ({_told(names)})" for side, names in sides.items())
+            found.append(f"not like for like, {what} differs: {told}")
+    return found
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if (path / _SCORES).is_file():
+        return [path / _SCORES]
+    within = path / SAES if (path / SAES).is_dir() else path
+    found = sorted(within.glob(f"*/{_SCORES}"))
+    if not found:
+        raise BadInputError(f"{path} holds no {_SCORES}: run saeflow evaluate on it first")
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{file} is no {_SCORES}: run saeflow evaluate again") from error
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if schema != SCHEMA:
+        raise BadInputError(
+            f"{file} has schema {schema!r}, and this saeflow reads {SCHEMA}: evaluate again"
+        )
+    wrong = what_is_wrong(result)
+    if wrong is not None:
+        raise BadInputError(f"{file} is damaged, {wrong}: run saeflow evaluate again")
+    return dict(result)
+
+
+def _names(results: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[str]:
+    """The results' own names; where two are equal, as much of their paths as tells them apart."""
+    own = [str(result["name"]) for result in results]
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = [
+            name if own.count(name) == 1 else "/".join(place.parent.parts[-depth:] + suffix)
+            for name, place, suffix in zip(own, places, map(_suffix, places), strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]
+
+
+def _suffix(place: Path) -> tuple[str, ...]:
+    return () if place.name == _SCORES else (place.name,)
+
+
+def _told(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_TOLD
+    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _rounded(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
