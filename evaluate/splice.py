@@ -137,7 +137,7 @@ def _chosen(
     tokens: Tensor, kwargs: Mapping[str, Any], special: Sequence[int], which: PositionChoice
 ) -> Tensor:
     """Chosen positions of the tokens, of which a cache may hold earlier ones."""
-    past = kwargs.get("past_key_values")
+    past = kwargs.get("past_key_values", kwargs.get("cache"))  # transformers renames it
     n_past = past.get_seq_length() if past is not None else 0
     own = torch.ones(len(tokens), n_past + tokens.shape[1], dtype=torch.bool, device=tokens.device)
     mask = kwargs.get("attention_mask")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from bridges import random_model
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DynamicCache
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.positions import PositionChoice, chosen_positions
 from saeflow.evaluate.replay import Replay
-from saeflow.evaluate.splice import check_spliceable, splice
+from saeflow.evaluate.splice import _chosen, check_spliceable, splice
 from saeflow.harvest.models import SourceModel
 from saeflow.train.architectures import LOADERS
 from saeflow.train.folder import load_sae
@@ -185,15 +185,18 @@ def test_padding_is_left_alone_on_either_side(
     torch.testing.assert_close(logits[mask.bool()].view_as(expected), expected)
 
 
-def test_cached_generation_is_as_whole_passes(source_model: SourceModel, tokens: Tensor) -> None:
-    """A step's one token is no first position."""
-    with splice(source_model, halved, POST, positions="no-first"), torch.inference_mode():
-        whole = logits_of(source_model, tokens)
-        first, cache = source_model.bridge(
-            tokens[:, :7], return_type="logits_and_cache", use_cache=True
-        )
-        rest = source_model.bridge(tokens[:, 7:], past_key_values=cache)
-    torch.testing.assert_close(torch.cat([first, rest], 1), whole)
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_token_after_cached_ones_is_no_first_position(name: str) -> None:
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4), 0)
+    step = torch.tensor([[8], [1]])
+    chosen = _chosen(step, {name: cache}, SPECIAL, "text")
+    assert chosen.tolist() == [[True], [False]]
+    assert not _chosen(step, {name: DynamicCache()}, SPECIAL, "text").any()
+    # Three places of padding, of which the cache holds all.
+    mask = torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]])
+    chosen = _chosen(step, {name: cache, "attention_mask": mask}, SPECIAL, "no-first")
+    assert chosen.tolist() == [[False], [True]]
 
 
 def test_embeddings_do_not_tell_special_tokens(source_model: SourceModel, tokens: Tensor) -> None:
@@ -242,7 +245,7 @@ def test_what_can_not_be_spliced_is_refused(
 def test_a_model_without_a_tokenizer_needs_another_choice(
     source_model: SourceModel, tokens: Tensor
 ) -> None:
-    bare = SourceModel(source_model.bridge, None, source_model.spec)  # type: ignore[arg-type]
+    bare = SourceModel(source_model.bridge, None, source_model.spec)
     with pytest.raises(BadInputError, match="no tokenizer"), splice(bare, halved, POST):
         pass
     with splice(bare, halved, POST, positions="no-first"):
