@@ -8,6 +8,9 @@ from typing_extensions import Doc
 
 from saeflow.config import require
 
+PositionChoice = Literal["text", "no-first", "all"]
+"""`text`: all but the first position and special tokens; `no-first`: all but the first; `all`."""
+
 MISMATCH_FIELDS = (
     "model",
     "model-config",
@@ -31,7 +34,7 @@ class EvaluateConfig:
         BadInputError: an option's value makes no sense.
     """
 
-    sae: Annotated[Path, Doc("SAE folder, or a run folder that holds one SAE.")]
+    sae: Annotated[Path, Doc("SAE folder, or a run folder, of which all SAEs are evaluated.")]
     model: Annotated[
         str | None, Doc("Source model; the one that the SAE was made from if not given.")
     ] = None
@@ -57,8 +60,28 @@ class EvaluateConfig:
         Literal["bfloat16", "float16", "float32"] | None,
         Doc("Precision of the forward pass; that of the SAE's own rows if not given."),
     ] = None
+    replace: Annotated[
+        PositionChoice,
+        Doc(
+            "Positions that are replaced: text (not the first, nor special tokens), no-first, or all."
+        ),
+    ] = "text"
+    score: Annotated[
+        PositionChoice, Doc("Positions between which predictions are scored, likewise.")
+    ] = "text"
+    resample: Annotated[bool, Doc("Ablate by rows of other tokens, too.")] = False
+    latents: Annotated[
+        str, Doc("Latents to look at: all, none, or numbers and ranges like 3,17,100-120.")
+    ] = "all"
+    report: Annotated[bool, Doc("Write report.html.")] = True
+    seed: Annotated[int, Doc("Of resample ablation, and of the intervals' draws.")] = 0
     batch_size: Annotated[int, Doc("Sequences in a forward pass.")] = 16
-    out: Annotated[Path | None, Doc("Folder for scores.json; the SAE's own if not given.")] = None
+    out: Annotated[
+        Path | None,
+        Doc(
+            "Folder for what is written; if not given, that of each SAE, and --sae for the report."
+        ),
+    ] = None
     device: Annotated[str, Doc("auto, cpu, or cuda.")] = "auto"
     trust_remote_code: Annotated[bool, Doc("Run code that comes with the model.")] = False
 

@@ -52,7 +52,7 @@ class Breakdown:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """How well the rows of one hook point are given back.
+    """How well the rows of one hook point are given back; None for what is divided by zero.
 
     Attributes:
         hook_point: whose rows.
@@ -74,16 +74,16 @@ class Reconstruction:
 
     hook_point: str
     rows: int
-    fvu: float
-    fvu_without_massive: float
-    row_fvu: float
-    explained_variance: float
+    fvu: float | None
+    fvu_without_massive: float | None
+    row_fvu: float | None
+    explained_variance: float | None
     mse: float
-    cosine: float
-    l2_ratio: float
-    relative_bias: float
+    cosine: float | None
+    l2_ratio: float | None
+    relative_bias: float | None
     massive_rows: int
-    massive_share_of_error: float
+    massive_share_of_error: float | None
     massive_share_of_loss: float | None
 
 

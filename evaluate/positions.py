@@ -7,16 +7,14 @@ far more than the ablation of text does, which flatters any score.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from saeflow.errors import BadInputError
-
-PositionChoice = Literal["text", "no-first", "all"]
-"""`text`: all but the first position and special tokens; `no-first`: all but the first; `all`."""
+from saeflow.evaluate.config import PositionChoice
 
 
 def chosen_positions(

@@ -4,6 +4,7 @@ FVU and its mean over rows are those of training (`saeflow.train.metrics`). All 
 float64, and all states reduce across processes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -141,17 +142,17 @@ class ReconstructionMetrics:
         )
 
     def compute(self, hook_point: str) -> Reconstruction:
-        """What the rows so far come to; a figure whose denominator is zero is not finite."""
+        """What the rows so far come to."""
         values = {name: float(value) for name, value in self.metrics.compute().items()}
         rows, kept = values["rows"], values["rows_not_zero"]
         return Reconstruction(
             hook_point=hook_point,
             rows=int(rows),
-            fvu=values["fvu"],
-            fvu_without_massive=values["fvu_without_massive"],
-            row_fvu=values["row_fvu"],
-            explained_variance=values["explained_variance"],
-            mse=_over(values["error"], rows),
+            fvu=_finite(values["fvu"]),
+            fvu_without_massive=_finite(values["fvu_without_massive"]),
+            row_fvu=_finite(values["row_fvu"]),
+            explained_variance=_finite(values["explained_variance"]),
+            mse=values["error"] / rows,
             cosine=_over(values["cosine"], kept),
             l2_ratio=_over(values["norm_ratio"], kept),
             relative_bias=_over(values["squares_of_reconstruction"], values["products"]),
@@ -161,8 +162,12 @@ class ReconstructionMetrics:
         )
 
 
-def _over(top: float, bottom: float) -> float:
-    return top / bottom if bottom else float("nan")
+def _over(top: float, bottom: float) -> float | None:
+    return top / bottom if bottom else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _share_of_loss(sums: dict[str, float]) -> float | None:

@@ -93,6 +93,11 @@ class SAE:
         return self.parameters.blocks or (self.d_in,)
 
     @property
+    def d_outs(self) -> tuple[int, ...]:
+        """Widths of the rows of each of `target_hook_points`."""
+        return self.parameters.blocks or (self.d_out,)
+
+    @property
     def needs_rows(self) -> bool:
         """If `decode` must be given the rows that were encoded."""
         return self.parameters.W_skip is not None or self._restores

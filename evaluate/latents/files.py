@@ -2,9 +2,10 @@
 
 Its tensors are the arrays of `Latents`, those of `Contexts`, `OutputTokens` and `Nearest`
 under names such as `contexts.tokens`; the last two may be missing. Its metadata holds the
-format's version and the three plain numbers.
+format's version, the three plain numbers, and as JSON the text of every token, by id.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -32,15 +33,24 @@ _NUMBERS = {"d_sae", "rows", "before"}
 Part = TypeVar("Part")
 
 
-def write_latents(latents: Latents, path: Path) -> None:
+def write_latents(latents: Latents, texts: Mapping[int, str], path: Path) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place.
+
+    Args:
+        latents: all that is known of them.
+        texts: of the tokens, by id.
+        path: of the file.
 
     Raises:
         OSError: it can't be written.
     """
     tensors, numbers = _flat(latents)
     partial = path.with_name(path.name + PARTIAL)
-    metadata = {"saeflow_latents": _VERSION, **{k: str(n) for k, n in numbers.items()}}
+    metadata = {
+        "saeflow_latents": _VERSION,
+        "texts": json.dumps(texts),
+        **{k: str(n) for k, n in numbers.items()},
+    }
     write_tensors({k: torch.from_numpy(a) for k, a in tensors.items()}, partial, metadata)
     partial.replace(path)
     sync_directory(path.parent)
@@ -64,6 +74,20 @@ def read_latents(path: Path) -> Latents:
             held: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _from_flat({**held, **{name: int(metadata[name]) for name in _NUMBERS}})
     except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BadInputError(f"{path} can't be read: {one_line(error)}: evaluate again") from error
+
+
+def read_texts(path: Path) -> dict[int, str]:
+    """The texts of the tokens that are in a file of `write_latents`.
+
+    Raises:
+        BadInputError: as `read_latents`.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            held = json.loads((file.metadata() or {})["texts"])
+        return {int(token): str(text) for token, text in held.items()}
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
         raise BadInputError(f"{path} can't be read: {one_line(error)}: evaluate again") from error
 
 

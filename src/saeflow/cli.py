@@ -157,19 +157,53 @@ def evaluate(
     overwrite: Overwrite = False,
     **flags: Any,
 ) -> None:
-    """Splice an SAE's reconstructions into its source model and score them on held-out text."""
+    """Splice SAEs' reconstructions into their source model and score them on held-out text.
+
+    Of a run all its SAEs are evaluated, in one go. Run again with the same options, it shows
+    what it found.
+    """
     options = load_config(EvaluateConfig, config, flags)
     from saeflow import console
-    from saeflow.evaluate.run import evaluate_sae, plan_evaluation
+    from saeflow.evaluate.run import evaluate_saes, plan_evaluation
     from saeflow.evaluate.table import print_table
 
     if dry_run:
         return _show_plan(options, plan_evaluation(options), as_json=json)
-    result = evaluate_sae(options, overwrite=overwrite)
+    results = evaluate_saes(options, overwrite=overwrite)
     if json:
-        return console.print_json(result.to_json())
-    print_table({result.name: result})
-    print(result.verdict)
+        found = [result.to_json() for result in results.values()]
+        return console.print_json(found[0] if len(found) == 1 else {"saes": found})
+    print_table(results)
+    for result in results.values():
+        print(result.verdict)
+    return None
+
+
+@app.command()
+def compare(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files scores.json, or folders that hold them: SAEs, runs.", show_default=False
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path, typer.Option(help="File of the page with all of them (default comparison.html).")
+    ] = Path("comparison.html"),
+    json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put the results of evaluations side by side, in one table and one page."""
+    from saeflow import console
+    from saeflow.evaluate.compare import compare_results, write_comparison
+    from saeflow.evaluate.compare_table import print_comparison
+
+    found = compare_results(results)
+    write_comparison(found, out, overwrite=overwrite)
+    if json:
+        return console.print_json(found.to_json())
+    print_comparison(found)
     return None
 
 

@@ -11,8 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.collector import LatentCollector
-from saeflow.evaluate.latents.files import NAME, read_latents, write_latents
+from saeflow.evaluate.latents.files import NAME, read_latents, read_texts, write_latents
 from saeflow.evaluate.latents.result import Latents, Nearest, OutputTokens
+
+TEXTS = {0: "<|endoftext|>", 17: " latent", 4999: "\u2028\\xe2"}
 
 
 def make(n: int, *, sequences: int = 3) -> Latents:
@@ -50,14 +52,15 @@ def assert_same(one: Any, other: Any) -> None:
 def test_what_is_read_is_what_was_written(tmp_path: Path, without: tuple[str, ...]) -> None:
     left_out: dict[str, Any] = dict.fromkeys(without)
     latents = replace(make(7), **left_out)
-    write_latents(latents, tmp_path / NAME)
+    write_latents(latents, TEXTS, tmp_path / NAME)
     assert_same(read_latents(tmp_path / NAME), latents)
+    assert read_texts(tmp_path / NAME) == TEXTS
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_it_is_plain_safetensors(tmp_path: Path) -> None:
     latents = make(7)
-    write_latents(latents, tmp_path / NAME)
+    write_latents(latents, TEXTS, tmp_path / NAME)
     tensors = load_file(tmp_path / NAME)
     assert np.array_equal(tensors["fired"], latents.fired)
     assert np.array_equal(tensors["contexts.tokens"], latents.contexts.tokens)
@@ -65,15 +68,15 @@ def test_it_is_plain_safetensors(tmp_path: Path) -> None:
 
 
 def test_4608_latents_are_under_10_megabytes(tmp_path: Path) -> None:
-    write_latents(make(4608, sequences=1), tmp_path / NAME)
+    write_latents(make(4608, sequences=1), TEXTS, tmp_path / NAME)
     assert (tmp_path / NAME).stat().st_size < 10e6
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    write_latents(make(7), tmp_path / NAME)
+    write_latents(make(7), TEXTS, tmp_path / NAME)
     (tmp_path / f"{NAME}.partial").mkdir()
     with pytest.raises(OSError, match="partial"):
-        write_latents(make(5), tmp_path / NAME)
+        write_latents(make(5), TEXTS, tmp_path / NAME)
     assert_same(read_latents(tmp_path / NAME), make(7))
 
 
@@ -85,9 +88,11 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="can't be read"):
         read_latents(path)
     save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(BadInputError, match="can't be read: KeyError: 'texts'"):
+        read_texts(path)
     with pytest.raises(BadInputError, match="has version None of saeflow's latents, where 1 is"):
         read_latents(path)
-    write_latents(make(7), path)
+    write_latents(make(7), TEXTS, path)
     tensors = load_file(path)
     del tensors["fired"]
     metadata = {"saeflow_latents": "1", "d_sae": "7", "rows": "3", "before": "24"}

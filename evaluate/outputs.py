@@ -1,0 +1,73 @@
+"""Where an evaluation's files go, and what an earlier one has left there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saeflow.errors import BadInputError
+from saeflow.evaluate.opening import OpenedSAE
+from saeflow.evaluate.result import EvaluationResult
+
+SCORES, LATENTS, REPORT = "scores.json", "latents.safetensors", "report.html"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The folders of an evaluation's files.
+
+    Attributes:
+        report: report.html.
+        saes: of each SAE, where its scores.json and latents.safetensors go.
+    """
+
+    report: Path
+    saes: Mapping[str, Path]
+
+
+def outputs_of(given: Path, out: Path | None, saes: Sequence[OpenedSAE]) -> Outputs:
+    """Beside each SAE, and the report in the folder that was named; or all of it in `--out`.
+
+    Args:
+        given: the SAE folder or the run that is evaluated.
+        out: `--out`.
+        saes: what it holds.
+
+    Raises:
+        BadInputError: `--out` is a file.
+    """
+    if out is None:
+        return Outputs(given / REPORT, {one.name: one.folder for one in saes})
+    if out.exists() and not out.is_dir():
+        raise BadInputError(f"--out {out} is a file: name a folder")
+    if len(saes) == 1:
+        return Outputs(out / REPORT, {saes[0].name: out})
+    return Outputs(out / REPORT, {one.name: out / one.name for one in saes})
+
+
+def earlier_result(folder: Path, options: Mapping[str, Any]) -> EvaluationResult | None:
+    """What an evaluation with the same options has found; None if there was none.
+
+    Raises:
+        BadInputError: there are scores that are damaged, or were made with other options.
+    """
+    path = folder / SCORES
+    if not path.is_file():
+        return None
+    try:
+        result = EvaluationResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{path} is no scores.json of this saeflow: move it, or give --overwrite"
+        ) from error
+    changed = [k for k in {**result.options, **options} if result.options.get(k) != options.get(k)]
+    if changed:
+        told = "; ".join(
+            f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed
+        )
+        raise BadInputError(
+            f"{path} holds scores made with other options ({told}): name another --out, "
+            "or replace them with --overwrite"
+        )
+    return result

@@ -1,0 +1,34 @@
+"""The page of an evaluation: what its files hold, put together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from saeflow.evaluate.latents.files import read_latents, read_texts
+from saeflow.evaluate.outputs import LATENTS, Outputs
+from saeflow.evaluate.report.page import write_report
+from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.result import EvaluationResult
+
+
+def write_page(results: Mapping[str, EvaluationResult], outputs: Outputs) -> None:
+    """Write report.html of results whose other files are written.
+
+    Args:
+        results: by the SAE's name.
+        outputs: where they are.
+
+    Raises:
+        BadInputError: a file beside them is damaged.
+    """
+    files = {name: outputs.saes[name] / LATENTS for name in results}
+    looked_at = {name: file for name, file in files.items() if file.is_file()}
+    curves = {name: read_training(Path(result.options["sae"])) for name, result in results.items()}
+    models = ", ".join(dict.fromkeys(result.model for result in results.values()))
+    write_report(
+        outputs.report,
+        [result.to_json() for result in results.values()],
+        title=next(iter(results)) if len(results) == 1 else f"{len(results)} SAEs of {models}",
+        latents={name: read_latents(file) for name, file in looked_at.items()},
+        token_texts={name: read_texts(file) for name, file in looked_at.items()},
+        training={name: lines for name, lines in curves.items() if lines},
+    )
