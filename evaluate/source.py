@@ -16,7 +16,7 @@ from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.models import ModelSpec, SourceModel, describe_model, load_model
 from saeflow.train.sae import SAE
 
-_SHARED = ("model", "weights_sha256", "dtype", "processing")
+_SHARED = ("model", "weights_sha256", "dtype", "processing", "store_identity", "dataset")
 """What the SAEs of one evaluation have to say the same of."""
 
 
@@ -111,13 +111,13 @@ def _named(sae: SAE) -> tuple[str, ...]:
 
 
 def _agreed(origins: Sequence[tuple[OpenedSAE, Origin]]) -> Origin:
-    """What all SAEs say of their model."""
+    """What all SAEs say of their model and their text."""
     first, said = origins[0]
     for opened, origin in origins[1:]:
         for name in _SHARED:
             if getattr(origin, name) != getattr(said, name):
                 raise BadInputError(
-                    f"SAEs {first.name} and {opened.name} are of different models ({name} "
+                    f"SAEs {first.name} and {opened.name} were not made from the same ({name}: "
                     f"{getattr(said, name)} and {getattr(origin, name)}): evaluate them one by one"
                 )
     return said

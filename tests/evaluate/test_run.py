@@ -179,16 +179,14 @@ def test_a_scores_file_of_something_else_is_refused(config: Make, sae: Path, con
 def test_changed_model_weights_are_refused(config: Make, sae: Path, change_cfg: Change) -> None:
     where = ("metadata", "saeflow", "store", "provenance", "model")
     change_cfg(sae, *where, "weights_sha256", "0" * 64)
-    with pytest.raises(
-        BadInputError, match="model differs: SAE sae was made from weights 000000000000"
-    ):
+    with pytest.raises(BadInputError, match="model differs: SAE sae was made from weights 0000"):
         evaluate_sae(config())
 
 
 def test_a_model_that_is_named_may_have_other_weights_if_allowed(
     config: Make, tiny_model: Path
 ) -> None:
-    with pytest.raises(BadInputError, match="add --allow-mismatch model$"):
+    with pytest.raises(BadInputError, match=r"add --allow-mismatch model$"):
         evaluate_sae(config(model=str(tiny_model)))
     result = evaluate_sae(config(model=str(tiny_model), allow_mismatch=("model",)))
     assert result.model == str(tiny_model)

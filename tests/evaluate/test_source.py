@@ -65,9 +65,13 @@ def test_without_any_name_one_must_be_given(
     assert model_spec_of(config(model=str(tiny_model)), [foreign]).name == str(tiny_model)
 
 
-def test_saes_of_different_models_are_refused(config: Make, opened: OpenedSAE) -> None:
+def test_saes_of_different_models_or_texts_are_refused(config: Make, opened: OpenedSAE) -> None:
     other = replace(saying(opened, model_name="gpt2"), name="other")
-    with pytest.raises(BadInputError, match=r"SAEs sae and other are of different models"):
+    with pytest.raises(BadInputError, match=r"SAEs sae and other were not made from .*\(model: "):
+        model_spec_of(config(), [opened, other])
+    store = {**opened.sae.cfg["metadata"]["saeflow"]["store"], "identity": "0" * 64}
+    other = replace(saying(opened, saeflow={"store": store}), name="other")
+    with pytest.raises(BadInputError, match=r"\(store_identity: .*evaluate them one by one"):
         model_spec_of(config(), [opened, other])
 
 
