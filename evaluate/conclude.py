@@ -87,6 +87,7 @@ def _text(setting: Setting, measured: Measured, sums: DocumentSums) -> dict[str,
         "documents": len(sums.documents),
         "sequences": len(text.sequences),
         "sequences_available": text.available,
+        "context_size": text.sequences.shape[1],
         "tokens_scored": int(sums.count.sum()),
         "rows_replaced": measured.rows,
     }

@@ -63,7 +63,7 @@ class EvaluateConfig:
     replace: Annotated[
         PositionChoice,
         Doc(
-            "Positions that are replaced: text (not the first, nor special tokens), no-first, or all."
+            "Positions that are replaced: text (no first or special token), no-first, or all."
         ),
     ] = "text"
     score: Annotated[

@@ -26,7 +26,7 @@ class EvaluationResult:
         model: name of what was spliced into.
         reads, replaces: hook points.
         text: source, held_out_only, trained_on, documents, sequences, sequences_available,
-            tokens_scored, rows_replaced.
+            context_size, tokens_scored, rows_replaced.
         positions: which positions were replaced, and which predictions scored, in words.
         mismatches: what was allowed to differ from the SAE's provenance: field, sae, here.
         checks: of the first batch: identity_score, identity_exact, zero_score.
@@ -151,5 +151,5 @@ class EvaluationResult:
 
 
 @cache
-def _adapter() -> "TypeAdapter[EvaluationResult]":
+def _adapter() -> Any:
     return TypeAdapter(EvaluationResult)

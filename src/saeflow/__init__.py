@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from saeflow.errors import BadInputError as BadInputError
     from saeflow.errors import SaeflowError as SaeflowError
     from saeflow.evaluate.config import EvaluateConfig as EvaluateConfig
+    from saeflow.evaluate.result import EvaluationResult as EvaluationResult
     from saeflow.evaluate.run import evaluate_sae as evaluate_sae
+    from saeflow.evaluate.run import evaluate_saes as evaluate_saes
+    from saeflow.evaluate.splice import splice as splice
     from saeflow.harvest.config import HarvestConfig as HarvestConfig
     from saeflow.harvest.importing.config import ImportConfig as ImportConfig
     from saeflow.harvest.importing.run import import_activations as import_activations
@@ -53,6 +56,7 @@ _HOMES = {
     "CapacityMetric": "saeflow.train.seeds.capacity",
     "ClasswiseWrapperWithMean": "saeflow.train.seeds.classwise",
     "EvaluateConfig": "saeflow.evaluate.config",
+    "EvaluationResult": "saeflow.evaluate.result",
     "FeatureDensityMetric": "saeflow.train.seeds.firing",
     "HarvestConfig": "saeflow.harvest.config",
     "ImportConfig": "saeflow.harvest.importing.config",
@@ -75,11 +79,13 @@ _HOMES = {
     "Vanilla": "saeflow.train.seeds.vanilla",
     "VanillaObjective": "saeflow.train.seeds.vanilla",
     "evaluate_sae": "saeflow.evaluate.run",
+    "evaluate_saes": "saeflow.evaluate.run",
     "harvest_activations": "saeflow.harvest.run",
     "import_activations": "saeflow.harvest.importing.run",
     "load_sae": "saeflow.train.folder",
     "mean_squared_err": "saeflow.train.seeds.squared_error",
     "open_store": "saeflow.harvest.store",
+    "splice": "saeflow.evaluate.splice",
     "store_info": "saeflow.train.info",
     "train_sae": "saeflow.train.run",
     "verify_store": "saeflow.harvest.verify",
