@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from saeflow.errors import BadInputError
+from saeflow.evaluate.latents.files import read_latents, read_texts
+from saeflow.evaluate.outputs import LATENTS, SCORES
 from saeflow.evaluate.report.page import write_report
-from saeflow.evaluate.report.schema import SCHEMA, what_is_wrong
+from saeflow.evaluate.report.schema import what_is_wrong
 from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.result import SCHEMA
 from saeflow.train.claim import SAES
-
-_SCORES = "scores.json"
 
 _NAMES_TOLD = 3
 
@@ -37,11 +38,13 @@ class Comparison:
     Attributes:
         results: each the content of a scores.json, in the order given, under a name of its own.
         notes: in what they are not like for like, a line each; empty where they are.
+        folders: where each is from, by its name.
         training: lines of metrics.jsonl by result, of those that are in a run's folder.
     """
 
     results: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    folders: Mapping[str, Path]
     training: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,21 +72,33 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
     results = [_read(file) for file in files]
     names = _names(results, places)
     results = [{**result, "name": name} for result, name in zip(results, names, strict=True)]
-    curves = {name: read_training(file.parent) for name, file in zip(names, files, strict=True)}
+    folders = {name: file.parent for name, file in zip(names, files, strict=True)}
+    curves = {name: read_training(folder) for name, folder in folders.items()}
     return Comparison(
         results=tuple(results),
         notes=tuple(differences(results)),
+        folders=folders,
         training={name: lines for name, lines in curves.items() if lines},
     )
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the page of a comparison, which is there whole or not at all."""
+    """Write the page of a comparison, with the latents that are beside the results.
+
+    It is there whole or not at all.
+
+    Raises:
+        BadInputError: a latents.safetensors is damaged.
+    """
+    found = {name: folder / LATENTS for name, folder in comparison.folders.items()}
+    found = {name: file for name, file in found.items() if file.is_file()}
     models = dict.fromkeys(result["model"] for result in comparison.results)
     write_report(
         path,
         comparison.results,
         title=f"{len(comparison.results)} results of {', '.join(models)}",
+        latents={name: read_latents(file) for name, file in found.items()},
+        token_texts={name: read_texts(file) for name, file in found.items()},
         training=comparison.training,
         notes=comparison.notes,
     )
@@ -105,12 +120,12 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    if (path / _SCORES).is_file():
-        return [path / _SCORES]
+    if (path / SCORES).is_file():
+        return [path / SCORES]
     within = path / SAES if (path / SAES).is_dir() else path
-    found = sorted(within.glob(f"*/{_SCORES}"))
+    found = sorted(within.glob(f"*/{SCORES}"))
     if not found:
-        raise BadInputError(f"{path} holds no {_SCORES}: run saeflow evaluate on it first")
+        raise BadInputError(f"{path} holds no {SCORES}: run saeflow evaluate on it first")
     return found
 
 
@@ -118,7 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInputError(f"{file} is no {_SCORES}: run saeflow evaluate again") from error
+        raise BadInputError(f"{file} is no {SCORES}: run saeflow evaluate again") from error
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:
         raise BadInputError(
@@ -144,7 +159,7 @@ def _names(results: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
 
 
 def _suffix(place: Path) -> tuple[str, ...]:
-    return () if place.name == _SCORES else (place.name,)
+    return () if place.name == SCORES else (place.name,)
 
 
 def _told(names: Sequence[str]) -> str:

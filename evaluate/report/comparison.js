@@ -13,6 +13,14 @@ const FIDELITY = {
 
 let fidelity = "zero";
 
+/** The focus goes along to the point or the row of the SAE that was chosen by it. */
+let focusNext = null;
+
+function followFocus() {
+  if (focusNext) byId(focusNext)?.focus({ preventScroll: true });
+  focusNext = null;
+}
+
 function showComparison(results, notes, chosen, select) {
   const section = byId("comparison");
   const choice = el("select", { onchange: (event) => { fidelity = event.target.value; draw(); } },
@@ -57,6 +65,7 @@ function frontier(results, measure, chosen, select) {
     const line = unbeaten(points, measure.up).map((point, at) => `${at ? "L" : "M"}${x(point.x)} ${y(point.y)}`).join("");
     root.append(svg("path", { class: "frontier", d: line }));
     for (const point of points) root.append(frontierPoint(point, x(point.x), y, kinds, measure, chosen, select));
+    requestAnimationFrame(followFocus);
     return root;
   });
   return el("figure", {}, el("figcaption", {}, el("strong", {}, measure.name)), key, plot);
@@ -66,9 +75,9 @@ function frontierPoint(point, x, y, kinds, measure, chosen, select) {
   const { name, architecture } = point.result;
   const lines = () => [name, `${architecture}, ${count(point.result.d_sae)} latents`, `L0  ${significant(point.x, 4)}`,
     `${measure.name}  ${significant(point.y, 4)}`, interval(point.estimate, (value) => significant(value, 4))].filter(Boolean);
-  const open = () => { hideTip(); select(point.at); byId("frontier-chosen")?.focus({ preventScroll: true }); };
+  const open = () => { hideTip(); focusNext = "chosen-point"; select(point.at); };
   const group = svg("g", { class: `point k-${kinds.indexOf(architecture) % 6}${point.at === chosen ? " chosen" : ""}`, tabindex: "0", role: "button",
-    id: point.at === chosen ? "frontier-chosen" : null, "aria-label": lines().join(", "), "aria-pressed": String(point.at === chosen), onclick: open,
+    id: point.at === chosen ? "chosen-point" : null, "aria-label": lines().join(", "), "aria-pressed": String(point.at === chosen), onclick: open,
     onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } } });
   if (point.estimate.low !== null) group.append(whisker(x, y(point.estimate.low), x, y(point.estimate.high)));
   group.append(svg("circle", { class: "halo", cx: x, cy: y(point.y), r: 13 }), svg("circle", { class: "mark", cx: x, cy: y(point.y), r: 6 }));
@@ -98,7 +107,7 @@ function comparisonTable(results, chosen, select) {
     order.sort((a, b) => (sorted.down ? -1 : 1) * compare(value(results[a]), value(results[b])));
   }
   const whole = table("SAEs side by side", COLUMNS.map(([name], column) => sortButton(name, column, () => whole.replaceWith(comparisonTable(results, chosen, select)))),
-    order.map((at) => COLUMNS.map(([, value, show], column) => column ? show(value(results[at])) : chooser(results[at].name, at === chosen, () => select(at)))), [0, 1]);
+    order.map((at) => COLUMNS.map(([, value, show], column) => column ? show(value(results[at])) : chooser(results[at].name, at === chosen, () => { focusNext = "chosen-row"; select(at); }))), [0, 1]);
   whole.classList.add("full");
   whole.querySelectorAll("thead th").forEach((cell, column) => {
     if (column === sorted.column) cell.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
@@ -119,5 +128,5 @@ function sortButton(name, column, redrawn) {
 }
 
 function chooser(name, isChosen, choose) {
-  return el("button", { type: "button", class: "plain name", "aria-pressed": String(isChosen), onclick: choose }, name);
+  return el("button", { type: "button", class: "plain name", id: isChosen ? "chosen-row" : null, "aria-pressed": String(isChosen), onclick: choose }, name);
 }

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.report.schema import SCHEMA, what_is_wrong
+from saeflow.evaluate.report.schema import what_is_wrong
+from saeflow.evaluate.result import SCHEMA
 
 _POINTS = 600
 """A curve has no more points than this: a chart is some 400 pixels wide."""

@@ -1,7 +1,7 @@
 // One latent: how often and how strongly it is active, where, and what it writes.
 
-/** The details of the latent at a place; `open(number)` shows another one. */
-function latentDetails(latents, at, open) {
+/** The details of the latent at a place; what was searched for is ringed, `open(number)` shows another one. */
+function latentDetails(latents, at, wanted, open) {
   const number = latents.numbers[at];
   const contexts = latents.contextsOf(at);
   const facts = [
@@ -17,11 +17,11 @@ function latentDetails(latents, at, open) {
         el("button", { type: "button", class: "back", onclick: () => document.querySelector(".list").focus() }, "Back to the list"))),
     pairs(facts),
     activations(latents, at),
-    ...outputs(latents, at),
+    ...outputs(latents, at, wanted),
     ...nearest(latents, at, open),
     el("h4", {}, "Most active in"),
     contexts.length
-      ? el("ol", { class: "contexts" }, contexts.map(contextItem))
+      ? el("ol", { class: "contexts" }, contexts.map((context) => contextItem(context, wanted)))
       : el("p", { class: "note" }, latents.fired[at] ? "No context was kept." : "It is active nowhere in the text that was looked at."),
   ];
 }
@@ -46,13 +46,13 @@ function activations(latents, at) {
     ["Activation", "Rows"], rows);
 }
 
-function outputs(latents, at) {
+function outputs(latents, at, wanted) {
   if (!latents.top) return [];
   const side = (title, end) => {
     const tokens = latents.outputsOf(at, end);
     const most = Math.max(...tokens.map((token) => Math.abs(token.logit)), 1e-9);
     return el("div", {}, el("h5", {}, title), el("ul", { class: `outputs ${end}` }, tokens.map((token) => {
-      const item = el("li", {}, el("code", {}, lone(token.text)), el("span", {}, `${token.logit < 0 ? "−" : "+"}${significant(Math.abs(token.logit))}`));
+      const item = el("li", {}, el("code", { class: wanted && token.text.toLowerCase().includes(wanted) ? "hit" : null }, lone(token.text)), el("span", {}, `${token.logit < 0 ? "−" : "+"}${significant(Math.abs(token.logit))}`));
       item.style.setProperty("--length", `${(100 * Math.abs(token.logit)) / most}%`);
       return item;
     })));
@@ -75,9 +75,9 @@ function nearest(latents, at, open) {
   return [el("h4", {}, "Nearest latents, by cosine of the decoder rows"), el("p", { class: "chips" }, chips)];
 }
 
-function contextItem(context) {
+function contextItem(context, wanted) {
   const facts = [`activation ${significant(context.value, 4)}`];
   if (context.document >= 0) facts.push(`document ${context.document}`);
   if (context.position >= 0) facts.push(`position ${count(context.position)}`);
-  return el("li", {}, el("blockquote", { dir: "auto" }, contextText(context.tokens, context.value)), el("p", { class: "note" }, facts.join(" · ")));
+  return el("li", {}, el("blockquote", { dir: "auto" }, contextText(context.tokens, context.value, wanted)), el("p", { class: "note" }, facts.join(" · ")));
 }

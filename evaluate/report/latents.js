@@ -32,7 +32,7 @@ function browse(section, latents, wanted, opened) {
   const open = (place, byHand) => {
     at = place;
     hideTip();
-    details.replaceChildren(...latentDetails(latents, at, follow).filter(Boolean));
+    details.replaceChildren(...latentDetails(latents, at, wordsOf(asked), follow).filter(Boolean));
     list.mark(at);
     opened(latents.numbers[at]);
     if (byHand && matchMedia("(max-width: 859px)").matches) details.scrollIntoView({ block: "start" });
@@ -50,7 +50,7 @@ function browse(section, latents, wanted, opened) {
     const found = await find(latents, asked, () => ask !== asks);
     if (found === null) return;
     const next = keep && found.includes(at) ? at : found[0];
-    list.show(found, next);
+    list.show(found, next, wordsOf(asked));
     told.textContent = found.length === latents.count ? `${count(found.length)} latents` : `${count(found.length)} of ${count(latents.count)} latents`;
     if (found.length) open(next, false);
     else details.replaceChildren(el("p", { class: "note" }, "No latent matches. Try other words, or fewer."));

@@ -8,7 +8,7 @@ function latentList(latents, chosen) {
   const sheet = el("div", { class: "sheet", role: "presentation" });
   const host = el("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Latents" }, sheet);
   host.style.setProperty("--digits", `${String(latents.d_sae - 1).length}ch`);
-  const list = { host, found: [], at: -1 };
+  const list = { host, found: [], at: -1, wanted: "" };
 
   const draw = () => {
     const first = Math.max(0, Math.floor(host.scrollTop / ROW) - SPARE);
@@ -20,8 +20,9 @@ function latentList(latents, chosen) {
     else host.removeAttribute("aria-activedescendant");
   };
 
-  list.show = (found, at) => {
+  list.show = (found, at, wanted) => {
     list.found = found;
+    list.wanted = wanted;
     list.at = found.indexOf(at);
     sheet.style.height = `${found.length * ROW}px`;
     host.scrollTop = Math.max(0, list.at * ROW - host.clientHeight / 2);
@@ -60,11 +61,11 @@ function latentList(latents, chosen) {
 
 function listRow(latents, list, nth) {
   const at = list.found[nth];
-  const [best] = latents.contextsOf(at);
+  const contexts = latents.contextsOf(at);
   const row = el("div", { id: `row-${nth}`, class: "row", role: "option", "data-nth": nth, "aria-selected": String(nth === list.at),
     "aria-posinset": nth + 1, "aria-setsize": list.found.length },
     el("span", { class: "number" }, String(latents.numbers[at])),
-    el("span", { class: "snippet", dir: "auto" }, best ? snippet(best) : latents.fired[at] ? "no context kept" : "never active"),
+    el("span", { class: "snippet", dir: "auto" }, contexts.length ? snippet(contexts, list.wanted) : latents.fired[at] ? "no context kept" : "never active"),
     el("span", { class: "facts" }, el("span", {}, share(latents.density(at))), el("span", {}, `max ${significant(latents.maximum[at])}`)));
   row.style.top = `${nth * ROW}px`;
   return row;

@@ -26,10 +26,15 @@ function hookPoints(result) {
   return reads === replaces ? reads : `reads ${reads}, replaces ${replaces}`;
 }
 
+/** Show another SAE; the section that was acted in stays where it is on the screen. */
 function selectSAE(at) {
+  const section = document.activeElement?.closest("section");
+  const top = section?.getBoundingClientRect().top;
   Object.assign(shown, { sae: at, latent: null });
   remember();
   show();
+  if (!section) return;
+  requestAnimationFrame(() => scrollBy({ top: section.getBoundingClientRect().top - top, behavior: "instant" }));
 }
 
 function openedLatent(number) {

@@ -104,11 +104,13 @@ function crosshair(root, box, x, series, axis) {
   };
   root.append(rule);
   root.setAttribute("tabindex", "0");
-  root.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const across = event.clientX - root.getBoundingClientRect().left;
     at = stops.reduce((best, stop, here) => (Math.abs(x(stop) - across) < Math.abs(x(stops[best]) - across) ? here : best), 0);
     show();
-  });
+  };
+  root.addEventListener("pointermove", point);
+  root.addEventListener("pointerdown", point);
   root.addEventListener("pointerleave", hide);
   root.addEventListener("blur", hide);
   root.addEventListener("keydown", (event) => {

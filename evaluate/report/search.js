@@ -19,10 +19,14 @@ const ORDERS = {
 
 const PLACES = { any: "Everywhere", number: "Number", active: "Tokens it is active on", context: "Text around", output: "Output tokens" };
 
+/** What is searched for, as it is compared. */
+const wordsOf = (asked) => asked.words.trim().toLowerCase();
+
 /** Places of the latents to list. Gives way to the page every few milliseconds; null once `stale()`. */
-async function find(latents, { words: query, where, filter, order }, stale) {
-  const wanted = query.trim().toLowerCase();
-  const matches = wanted ? matcher(latents, query.toLowerCase(), wanted, where) : () => true;
+async function find(latents, asked, stale) {
+  const { where, filter, order } = asked;
+  const wanted = wordsOf(asked);
+  const matches = wanted ? matcher(latents, wanted, where) : () => true;
   const passes = FILTERS[filter][1];
   const found = [];
   let since = performance.now();
@@ -41,8 +45,8 @@ async function find(latents, { words: query, where, filter, order }, stale) {
 }
 
 /** Whether a latent is what was asked for. A token matches where it holds the words; text, across tokens. */
-function matcher(latents, query, wanted, where) {
-  const holds = Uint8Array.from(latents.lowered, (token) => (token.includes(query) || token.trim() === wanted ? 1 : 0));
+function matcher(latents, wanted, where) {
+  const holds = Uint8Array.from(latents.lowered, (token) => (token.includes(wanted) ? 1 : 0));
   const tests = {
     number: (at) => String(latents.numbers[at]).startsWith(wanted),
     active: (at) => activeOn(latents, at, holds),

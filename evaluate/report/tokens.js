@@ -11,22 +11,42 @@ function lone(text) {
   return spelled(text).replaceAll("\n", "↵").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "(empty)";
 }
 
-/** A window of text; tokens are lit by the latent's activation there. */
-function contextText(tokens, value) {
+/** Which tokens of a window hold the words that are searched for, which may reach over several. */
+function hitsOf(tokens, wanted) {
+  const hits = new Set();
+  if (!wanted) return hits;
+  const lowered = tokens.map((token) => token.text.toLowerCase());
+  const line = lowered.join("");
+  for (let from = line.indexOf(wanted); from >= 0; from = line.indexOf(wanted, from + 1)) {
+    let start = 0;
+    lowered.forEach((token, at) => {
+      if (start < from + wanted.length && start + token.length > from) hits.add(at);
+      start += token.length;
+    });
+  }
+  return hits;
+}
+
+/** A window of text; tokens are lit by the latent's activation there, and what was searched for is ringed. */
+function contextText(tokens, value, wanted) {
+  const hits = hitsOf(tokens, wanted);
   return tokens.map((token, at) => {
     const kept = at ? token.text : token.text.trimStart() || token.text; // no indentation at the start
     const shown = spelled(kept).replaceAll("\n", "↵");
-    if (!token.share) return shown;
-    const mark = el("mark", { class: token.peak ? "peak" : null, title: `activation ${significant(value * token.share)}` }, shown);
+    const hit = hits.has(at) ? "hit" : "";
+    if (!token.share) return hit ? el("span", { class: hit }, shown) : shown;
+    const mark = el("mark", { class: `${token.peak ? "peak " : ""}${hit}`, title: `activation ${significant(value * token.share)}` }, shown);
     mark.style.setProperty("--heat", `${Math.round(12 + 88 * Math.min(1, token.share))}%`);
     return mark;
   });
 }
 
-/** The tokens around the peak that fit on one line of the list. */
-function snippet(context) {
-  const peak = Math.max(0, context.tokens.findIndex((token) => token.peak));
-  let first = peak;
-  for (let room = 20; first > 0 && room >= context.tokens[first - 1].text.length; first -= 1) room -= context.tokens[first - 1].text.length;
-  return contextText(context.tokens.slice(first, peak + 12), context.value);
+/** What fits on one line of the list: around what was searched for, or else around the strongest peak. */
+function snippet(contexts, wanted) {
+  const found = contexts.find((context) => hitsOf(context.tokens, wanted).size) ?? contexts[0];
+  const [hit] = hitsOf(found.tokens, wanted);
+  const middle = hit ?? Math.max(0, found.tokens.findIndex((token) => token.peak));
+  let first = middle;
+  for (let room = 20; first > 0 && room >= found.tokens[first - 1].text.length; first -= 1) room -= found.tokens[first - 1].text.length;
+  return contextText(found.tokens.slice(first, middle + 12), found.value, wanted);
 }

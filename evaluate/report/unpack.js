@@ -4,7 +4,8 @@ const KINDS = { uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array, flo
 
 /** The block's arrays by name, and what its head says of them; packing.py writes it. */
 async function unpack(element) {
-  const packed = Uint8Array.from(atob(element.textContent), (letter) => letter.charCodeAt(0));
+  const packed = Uint8Array.fromBase64?.(element.textContent) // of browsers since 2025, and faster
+    ?? Uint8Array.from(atob(element.textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = await new Response(stream).arrayBuffer();
   const length = new DataView(bytes).getUint32(0, true);

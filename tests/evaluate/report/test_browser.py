@@ -79,7 +79,10 @@ def open_page(chromium: "Chrome") -> Open:
         chromium.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {**metrics, "mobile": size == PHONE}
         )
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},  # nothing slides under a click
+        ]
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         chromium.get(path.as_uri())
         return Page(chromium)
@@ -172,6 +175,7 @@ def test_search_by_words(report: Path, latents: Latents, open_page: Open) -> Non
             where.value = {where!r}; where.dispatchEvent(new Event('change'))""")
         page.search("falcon", f"{there.sum()} of 240")
         assert page.numbers()[0] == there.argmax()
+        assert "falcon" in page.text(".latent .hit")
 
 
 def test_filter_and_order(report: Path, latents: Latents, open_page: Open) -> None:
@@ -225,8 +229,10 @@ def test_a_point_of_the_frontier_chooses_its_sae(
     assert "L0  32" in page.text("#tip")
     page.press("enter")
     page.until(f"document.querySelector('.verdict').textContent === {results[1]['verdict']!r}")
-    page.run("document.querySelectorAll('#comparison button.name')[2].click()")
+    page.until("document.activeElement.id === 'chosen-point'")
+    page.find("#comparison tr:nth-child(3) button").click()
     page.until(f"document.querySelector('.verdict').textContent === {results[2]['verdict']!r}")
+    page.until("document.activeElement.id === 'chosen-row'")
     assert not page.find("#latents").is_displayed()  # of this one, none are there
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import made_result, made_training
+from made_results import TEXTS, made_latents, made_result, made_training
 from rich.console import Console
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.compare import compare_results, differences, write_comparison
 from saeflow.evaluate.compare_table import comparison_table
+from saeflow.evaluate.latents.files import write_latents
 
 
 def scored(folder: Path, result: dict[str, Any] | None = None) -> Path:
@@ -72,7 +73,7 @@ def test_what_is_not_like_for_like_is_said() -> None:
         ("[]", "has schema None, and this saeflow reads 2"),
         (json.dumps(made_result(schema=1)), "has schema 1, and this saeflow reads 2"),
         (json.dumps(made_result(kl=3)), "is damaged, kl: "),
-        (json.dumps({"schema": 2, "name": "a"}), "is damaged, architecture: field required"),
+        (json.dumps({"schema": 2, "name": "a"}), "is damaged, it has no 'architecture'"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
@@ -114,7 +115,9 @@ def test_a_score_that_is_missing_is_a_dash() -> None:
 def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     paths = [scored(tmp_path / "a"), scored(tmp_path / "b", made_result("b", model="gpt2"))]
     comparison = compare_results(paths)
+    write_latents(made_latents(20), TEXTS, tmp_path / "a" / "latents.safetensors")
     write_comparison(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<h1>2 results of HuggingFaceTB/SmolLM2-135M, gpt2</h1>" in page
     assert "not like for like, model differs" in page
+    assert page.count('id="latents-') == 1
