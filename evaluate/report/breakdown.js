@@ -3,14 +3,14 @@
 const chosenPasses = new Set(["clean", "spliced"]);
 
 function showBreakdown(result) {
-  const passes = Object.keys(result.by_position.losses);
+  const passes = Object.keys(result.losses);
   const section = byId("breakdown");
   section.replaceChildren(
     ...heading("Loss by position and by frequency", "Mean loss in nats a token. By token frequency: of the token that is predicted."),
     el("div", { class: "legend", role: "group", "aria-label": "Passes shown" }, passes.map((pass) => passButton(pass, result))),
     el("div", { class: "two" },
-      breakdownFigure("By position", "position", result.by_position),
-      breakdownFigure("By token frequency", "share of tokens", result.by_frequency)));
+      breakdownFigure("By position", "position", result.by_position, passes),
+      breakdownFigure("By token frequency", "share of tokens", result.by_frequency, passes)));
 }
 
 function passButton(pass, result) {
@@ -23,8 +23,8 @@ function passButton(pass, result) {
     el("i", { "aria-hidden": "true" }), passName(pass));
 }
 
-function breakdownFigure(title, name, breakdown) {
-  const passes = Object.keys(breakdown.losses);
+function breakdownFigure(title, name, breakdown, all) {
+  const passes = all.filter((pass) => breakdown.losses[pass]);
   const series = passes.filter((pass) => chosenPasses.has(pass)).map((pass) => ({
     name: passName(pass), colour: passColour(pass), points: breakdown.losses[pass].map((loss, bin) => [bin, loss]),
   }));

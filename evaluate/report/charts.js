@@ -59,6 +59,7 @@ function extent(values, room = 0.06) {
   let low = Math.min(...known);
   let high = Math.max(...known);
   if (!known.length) return [0, 1];
+  if (low === 0 && high === 0) return [0, 1];
   if (low === high) [low, high] = [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
   if (low > 0 && low < high * 0.35) low = 0;
   return [low === 0 ? 0 : low - (high - low) * room, high + (high - low) * room];

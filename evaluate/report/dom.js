@@ -38,13 +38,15 @@ function significant(value, digits = 3) {
   return value.toLocaleString("en", { maximumSignificantDigits: size >= 1000 ? 7 : digits });
 }
 
+const PERCENT = "\u00a0%"; // never at the start of a line
+
 function percent(value, digits = 1) {
-  return value === null || value === undefined ? "–" : `${decimals(100 * value, digits)} %`;
+  return value === null || value === undefined ? "–" : `${decimals(100 * value, digits)}${PERCENT}`;
 }
 
 /** A small share, such as a latent's density: three digits, however small. */
 function share(value) {
-  return value === null || value === undefined ? "–" : `${significant(100 * value, 3)} %`;
+  return value === null || value === undefined ? "–" : `${significant(100 * value, 3)}${PERCENT}`;
 }
 
 const count = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));

@@ -8,7 +8,8 @@ function show() {
   const result = data.results[shown.sae];
   const time = (shown.time += 1);
   byId("sae").value = String(shown.sae);
-  byId("about").textContent = `${result.name} · ${result.architecture} ${result.kind}, ${count(result.d_sae)} latents · ${hookPoints(result)} of ${result.model}`;
+  const name = document.querySelector("h1").textContent === result.name ? "" : `${result.name} · `;
+  byId("about").textContent = `${name}${result.architecture} ${result.kind}, ${count(result.d_sae)} latents · ${hookPoints(result)} of ${result.model}`;
   showScores(result);
   if (data.results.length > 1) showComparison(data.results, data.notes, shown.sae, selectSAE);
   showBreakdown(result);

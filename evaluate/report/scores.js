@@ -13,7 +13,7 @@ const nats = (value) => decimals(value, 4);
 function showScores(result) {
   const section = byId("scores");
   section.replaceChildren(
-    el("p", { class: "verdict" }, result.verdict),
+    el("p", { class: "verdict" }, result.verdict.replaceAll(" %", PERCENT)),
     ...warnings(result),
     tiles(result),
     ...heading("Reconstruction score", "What of the ablation's cost the SAE gives back: 0 is no better than the ablation, 1 as good as clean. Whiskers: 95 % intervals, by bootstrap over documents. "

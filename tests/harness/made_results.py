@@ -195,9 +195,13 @@ def made_latents(
         output_tokens=_output_tokens(draw, latents, vocabulary),
         nearest=Nearest(
             numbers=(numbers[:, None] + 1 + np.arange(8, dtype=np.uint32)) % np.uint32(latents),
-            cosines=np.sort(draw.uniform(0.1, 0.8, (latents, 8)).astype(np.float32))[:, ::-1],
+            cosines=_falling(draw.uniform(0.1, 0.8, (latents, 8))),
         ),
     )
+
+
+def _falling(values: np.ndarray) -> np.ndarray:
+    return -np.sort(-values.astype(np.float32), axis=1)
 
 
 def _contexts(
@@ -206,7 +210,7 @@ def _contexts(
     latents, before = len(maximum), window * 3 // 5
     shape = (latents, contexts)
     there = (maximum > 0)[:, None] & np.ones(shape, dtype=bool)
-    values = np.sort(draw.uniform(0.5, 1, shape).astype(np.float32))[:, ::-1] * maximum[:, None]
+    values = _falling(draw.uniform(0.5, 1, shape)) * maximum[:, None]
     values[:, 0] = maximum
     tokens = draw.integers(0, vocabulary, (*shape, window)).astype(np.uint32)
     tokens[:, :, before] = draw.integers(0, vocabulary, latents)[:, None]
@@ -228,7 +232,7 @@ def _contexts(
 
 
 def _output_tokens(draw: np.random.Generator, latents: int, vocabulary: int) -> OutputTokens:
-    logits = np.sort(draw.gamma(2, 0.4, (latents, 10)).astype(np.float32))[:, ::-1]
+    logits = _falling(draw.gamma(2, 0.4, (latents, 10)))
     return OutputTokens(
         top=draw.integers(0, vocabulary, (latents, 10)).astype(np.uint32),
         top_logits=logits,
