@@ -1,22 +1,15 @@
 """The figures of a trained SAE, whoever trained it: by one code, on rows nobody trained on."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from saeflow import EvaluateConfig, Store, load_sae
-from saeflow.evaluate.score import ReconstructionScore
-from saeflow.evaluate.source import source_model
-from saeflow.evaluate.splice import (
-    Replacement,
-    replaced_positions,
-    scored_predictions,
-    token_losses,
-)
-from saeflow.evaluate.text import held_out_text
+from saeflow import EvaluateConfig, EvaluationResult, Store, evaluate_saes, load_sae
 from saeflow.train.metrics import DeadLatents, reconstruction_metrics
 
 _PART = 4096
@@ -65,45 +58,39 @@ def held_out_figures(folder: Path, store: Store) -> dict[str, float]:
     return {**figures, "silent": dead.compute().item() / sae.d_sae}
 
 
-class Scorer:
-    """The reconstruction score, as `saeflow evaluate` computes it, of one SAE after another.
-
-    Two of its three passes, clean and zero-ablated, are the same for all SAEs of a hook
-    point. They are run once, which makes a table of many SAEs three times as fast.
+def reconstruction_scores(
+    folders: Mapping[str, Path], model: str | None, tokens: int
+) -> dict[str, dict[str, Any]]:
+    """The reconstruction score of SAEs, as `saeflow evaluate` gives it, all in one go.
 
     Args:
-        folder: any of the SAE folders; they are all of one store.
+        folders: of SAEs of one store, by the name of the cell.
         model: the source model, where it is not where the store was made from it.
         tokens: held-out tokens, at most.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch, "run")
+        for name, folder in folders.items():
+            shutil.copytree(folder, run / "sae" / name)
+        config = EvaluateConfig(
+            sae=run,
+            out=Path(scratch, "out"),
+            model=model,
+            tokens=tokens,
+            latents="none",
+            report=False,
+            device="cpu",
+        )
+        results = evaluate_saes(config)
+        return {name: _scored(results[name]) for name in folders}
 
-    def __init__(self, folder: Path, model: str | None, tokens: int) -> None:
-        sae = load_sae(folder)
-        config = EvaluateConfig(sae=folder, model=model, tokens=tokens, device="cpu")
-        self._model = source_model(config, sae)
-        text = held_out_text(config, sae.cfg["metadata"]["saeflow"], self._model)
-        self._batches = torch.from_numpy(text.sequences.astype("int64")).split(16)
-        self._special = sorted(set(self._model.tokenizer.all_special_ids))
-        self._clean = self._losses(sae.hook_point, None)
-        self._zero_ablated = self._losses(sae.hook_point, torch.zeros_like)
 
-    def score(self, folder: Path) -> dict[str, Any]:
-        """Of one SAE."""
-        sae = load_sae(folder)
-        score = ReconstructionScore()
-        spliced = self._losses(sae.hook_point, sae)
-        score.update(clean=self._clean, spliced=spliced, zero_ablated=self._zero_ablated)
-        return {
-            "score": score.compute().item(),
-            "tokens_scored": len(spliced),
-            "losses": score.losses(),
-        }
-
-    def _losses(self, hook_point: str, replacement: Replacement | None) -> Tensor:
-        """Of the scored predictions of all the text."""
-        found = []
-        for tokens in self._batches:
-            replaced = replaced_positions(tokens, self._special)
-            losses = token_losses(self._model, tokens, hook_point, replaced, replacement)
-            found.append(losses[scored_predictions(replaced)])
-        return torch.cat(found)
+def _scored(result: EvaluationResult) -> dict[str, Any]:
+    score = result.scores["zero"].ratio_of_sums
+    return {
+        "score": score.value,
+        "score_interval": [score.low, score.high],
+        "tokens_scored": result.text["tokens_scored"],
+        "losses": {name: loss.value for name, loss in result.losses.items()},
+        "kl": result.kl.value,
+    }

@@ -24,7 +24,7 @@ from typing import Any
 
 from peers_rows import export
 from train_cells import DL, LOOP, OURS, SAELENS, SPARSITIES, TITLES, Bench, Cell
-from train_figures import Scorer, adopt, held_out_figures
+from train_figures import adopt, held_out_figures, reconstruction_scores
 
 from saeflow import open_store
 from saeflow.train.folder import find_sae
@@ -67,14 +67,17 @@ def main() -> None:
 
 def _score(bench: Bench, cells: list[Cell], model: str | None, tokens: int) -> None:
     """Add the reconstruction score to the results that don't have it yet."""
-    scorer = None
-    for cell in cells:
-        result = bench.result(cell)
-        if result is None or result.get("score_tokens") == tokens:
-            continue
-        folder = find_sae(bench.cells / cell.name / "run")
-        scorer = scorer or Scorer(folder, model, tokens)
-        bench.keep(cell, result | scorer.score(folder) | {"score_tokens": tokens})
+    missing = {
+        cell.name: (cell, result)
+        for cell in cells
+        if (result := bench.result(cell)) is not None and result.get("score_tokens") != tokens
+    }
+    if not missing:
+        return
+    folders = {name: find_sae(bench.cells / name / "run") for name in missing}
+    for name, scored in reconstruction_scores(folders, model, tokens).items():
+        cell, result = missing[name]
+        bench.keep(cell, result | scored | {"score_tokens": tokens})
 
 
 def _arguments() -> argparse.Namespace:
