@@ -96,7 +96,7 @@ class LossBreakdown(Metric):
 
     def breakdown(self) -> Breakdown:
         """The means by name."""
-        means = self.compute().tolist()
+        means = self.compute().reshape(self.losses.shape).tolist()  # one bin alone is no scalar
         count = tuple(self.count.tolist())
         return Breakdown(
             labels=self.labels,

@@ -1,18 +1,20 @@
 """From what was measured to results."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from saeflow.errors import BadInputError
+from saeflow.evaluate.batches import Setting
 from saeflow.evaluate.breakdown import joined
 from saeflow.evaluate.config import PositionChoice
 from saeflow.evaluate.decoder_cosines import largest_cosines
 from saeflow.evaluate.document_sums import DocumentSums
 from saeflow.evaluate.estimates import difference_estimate, mean_estimate, score_estimate
 from saeflow.evaluate.figures import Breakdown
-from saeflow.evaluate.measure import Measured, Setting, Subject, ablations_of
+from saeflow.evaluate.measure import Measured, Subject, ablations_of
 from saeflow.evaluate.mismatch import Mismatch
 from saeflow.evaluate.resamples import Resamples
 from saeflow.evaluate.result import EvaluationResult
@@ -44,7 +46,25 @@ class Asked:
 def conclude(
     setting: Setting, measured: Measured, subject: Subject, asked: Asked
 ) -> EvaluationResult:
-    """The result of one SAE."""
+    """The result of one SAE.
+
+    Raises:
+        BadInputError: a figure is not finite.
+    """
+    try:
+        result = _result(setting, measured, subject, asked)
+    except BadInputError as error:
+        raise BadInputError(f"SAE {subject.opened.name}: {error}") from error
+    if wrong := next(_not_finite(asdict(result)), None):
+        raise BadInputError(
+            f"SAE {subject.opened.name}: {wrong} is not finite: evaluate in float32"
+        )
+    return result
+
+
+def _result(
+    setting: Setting, measured: Measured, subject: Subject, asked: Asked
+) -> EvaluationResult:
     sae, ablated = subject.opened.sae, measured.ablated[subject.targets]
     sums = measured.clean.documents.sums().joined(ablated.documents.sums())
     sums = sums.joined(subject.tally.documents.sums())
@@ -104,6 +124,18 @@ def _positions(setting: Setting) -> dict[str, str]:
 def _checks(check: SelfCheck) -> dict[str, Any]:
     found = asdict(check)
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
+
+
+def _not_finite(found: Any, name: str = "") -> Iterator[str]:
+    """The names of figures that JSON has no number for."""
+    if isinstance(found, float) and not math.isfinite(found):
+        yield name.removeprefix(".")
+    elif isinstance(found, Mapping):
+        for key, value in found.items():
+            yield from _not_finite(value, f"{name}.{key}")
+    elif isinstance(found, list | tuple):
+        for number, value in enumerate(found):
+            yield from _not_finite(value, f"{name}.{number}")
 
 
 def _broken_down(measured: Measured, subject: Subject, which: str) -> Breakdown:

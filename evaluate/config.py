@@ -62,9 +62,7 @@ class EvaluateConfig:
     ] = None
     replace: Annotated[
         PositionChoice,
-        Doc(
-            "Positions that are replaced: text (no first or special token), no-first, or all."
-        ),
+        Doc("Positions that are replaced: text (no first or special token), no-first, or all."),
     ] = "text"
     score: Annotated[
         PositionChoice, Doc("Positions between which predictions are scored, likewise.")

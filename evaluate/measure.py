@@ -2,98 +2,30 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from saeflow import console
-from saeflow.evaluate.ablation import Resampler, mean_rows, zero_rows
-from saeflow.evaluate.config import PositionChoice
+from saeflow.evaluate.ablation import mean_rows, zero_rows
+from saeflow.evaluate.batches import Batch, Setting, batches
 from saeflow.evaluate.latents.collector import LatentCollector
 from saeflow.evaluate.opening import OpenedSAE
-from saeflow.evaluate.positions import chosen_positions, scored_predictions
 from saeflow.evaluate.predictions import agreement, kl_divergence, prediction_losses
 from saeflow.evaluate.reconstructing import make_in_parts
 from saeflow.evaluate.reconstruction import ReconstructionMetrics
-from saeflow.evaluate.reference import Reference
 from saeflow.evaluate.replay import CleanPass, Replay
 from saeflow.evaluate.self_check import SelfCheck, check_splice
 from saeflow.evaluate.sparsity import ActiveLatents
-from saeflow.evaluate.tally import Binning, Predictions, Tally
-from saeflow.evaluate.text import HeldOutText
-from saeflow.harvest.models import SourceModel
+from saeflow.evaluate.tally import Tally
 
 Targets = tuple[str, ...]
 """The hook points that an SAE replaces."""
 
 Rows = Mapping[str, Float32[Tensor, "rows _"]]
 """Rows of hook points, by name."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is the same for all SAEs of an evaluation.
-
-    Attributes:
-        model: the source model.
-        text: what it reads.
-        replace, score: which positions are replaced, and which predictions scored.
-        batch_size: sequences in a forward pass.
-        references: of each replaced hook point.
-        resampler: None if no resample ablation was asked for.
-    """
-
-    model: SourceModel
-    text: HeldOutText
-    replace: PositionChoice
-    score: PositionChoice
-    batch_size: int
-    references: Mapping[str, Reference]
-    resampler: Resampler | None
-
-    @cached_property
-    def special(self) -> list[int]:
-        """Ids of the special tokens."""
-        return sorted(set(self.model.tokenizer.all_special_ids))
-
-    @cached_property
-    def binning(self) -> Binning:
-        """The bins that losses are broken down by."""
-        frequency = torch.from_numpy(self.text.frequency).to(self.model.device)
-        return Binning.of(self.text.sequences.shape[1], frequency)
-
-    def chosen(self, tokens: Tensor, own: Tensor, which: PositionChoice) -> Tensor:
-        """The positions of a batch that a choice names."""
-        return chosen_positions(tokens, own, self.special, which)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some sequences, and what is done where in them.
-
-    Attributes:
-        numbers: of the sequences in the text.
-        tokens: token ids.
-        own: False at padding.
-        documents: which document each token is of.
-        replaced: where rows are replaced.
-        predictions: those that are scored.
-    """
-
-    numbers: Int[Tensor, " batch"]
-    tokens: Int[Tensor, "batch position"]
-    own: Bool[Tensor, "batch position"]
-    documents: Int[Tensor, "batch position"]
-    replaced: Bool[Tensor, "batch position"]
-    predictions: Predictions
-
-    @property
-    def scored(self) -> Bool[Tensor, "batch predictions"]:
-        """Which predictions are scored."""
-        return self.predictions.scored
 
 
 @dataclass(frozen=True)
@@ -178,7 +110,7 @@ def measure(setting: Setting, measured: Measured) -> None:
     ]
     replay = Replay(setting.model, hook_points)
     with console.meter("evaluating", len(setting.text.sequences), "sequences") as meter:
-        for batch in _batches(setting):
+        for batch in batches(setting):
             _measure(setting, measured, replay, batch)
             meter.advance(len(batch.tokens))
 
@@ -201,20 +133,6 @@ def _subject(
     )
 
 
-def _batches(setting: Setting) -> Iterator[Batch]:
-    text, device = setting.text, setting.model.device
-    lengths = torch.from_numpy(text.lengths).to(device)
-    for numbers in torch.arange(len(text.sequences)).split(setting.batch_size):
-        tokens = torch.from_numpy(text.sequences[numbers.numpy()].astype(np.int64)).to(device)
-        documents = torch.from_numpy(text.documents[numbers.numpy()]).to(device)
-        numbers = numbers.to(device)
-        own = torch.arange(tokens.shape[1], device=device) < lengths[numbers, None]
-        replaced = setting.chosen(tokens, own, setting.replace)
-        scored = scored_predictions(setting.chosen(tokens, own, setting.score))
-        predictions = setting.binning.place(tokens, documents, scored)
-        yield Batch(numbers, tokens, own, documents, replaced, predictions)
-
-
 def _measure(setting: Setting, measured: Measured, replay: Replay, batch: Batch) -> None:
     """All passes of one batch."""
     clean = replay.clean(batch.tokens)
@@ -228,7 +146,7 @@ def _measure(setting: Setting, measured: Measured, replay: Replay, batch: Batch)
             for name, put in _ablations(setting, batch, {name: rows[name] for name in targets})
         }
         tally.add(batch.predictions, ablated)
-        if targets not in measured.checks:
+        if targets not in measured.checks and len(losses):
             measured.checks[targets] = check_splice(
                 replay, clean, batch.replaced, batch.scored, targets, ablated["zero_ablated"]
             )

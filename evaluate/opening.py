@@ -4,6 +4,7 @@ Ours and SAELens 6's are the same format; a converter of another format belongs 
 `_open`, and gives an `SAE` as `load_sae` does.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,4 +38,5 @@ def open_saes(path: Path) -> tuple[OpenedSAE, ...]:
 
 
 def _open(folder: Path) -> OpenedSAE:
-    return OpenedSAE(folder.resolve().name, folder, load_sae(folder))
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100  # links keep the names they have
+    return OpenedSAE(name, folder, load_sae(folder))

@@ -1,6 +1,8 @@
 """Where an evaluation's files go, and what an earlier one has left there."""
 
+import errno
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +33,37 @@ def outputs_of(given: Path, out: Path | None, saes: Sequence[OpenedSAE]) -> Outp
 
     Args:
         given: the SAE folder or the run that is evaluated.
-        out: `--out`.
+        out: `--out`; naming `given` there is as naming nothing.
         saes: what it holds.
 
     Raises:
         BadInputError: `--out` is a file.
     """
-    if out is None:
+    if out is None or out.resolve() == given.resolve():
         return Outputs(given / REPORT, {one.name: one.folder for one in saes})
     if out.exists() and not out.is_dir():
         raise BadInputError(f"--out {out} is a file: name a folder")
     if len(saes) == 1:
         return Outputs(out / REPORT, {saes[0].name: out})
     return Outputs(out / REPORT, {one.name: out / one.name for one in saes})
+
+
+def make_folders(outputs: Outputs) -> None:
+    """Make the folders that are not there, and see that files can be made in them.
+
+    Raises:
+        BadInputError: they can't.
+    """
+    for folder in dict.fromkeys([outputs.report.parent, *outputs.saes.values()]):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise BadInputError(
+                f"{folder} can't be written to ({error.strerror}): name another folder with --out"
+            ) from error
 
 
 def earlier_result(folder: Path, options: Mapping[str, Any]) -> EvaluationResult | None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from saeflow import console
 from saeflow.evaluate.latents.files import read_latents, read_texts
-from saeflow.evaluate.outputs import LATENTS, Outputs
+from saeflow.evaluate.outputs import LATENTS, REPORT, Outputs
 from saeflow.evaluate.report.page import write_report
 from saeflow.evaluate.report.training import read_training
 from saeflow.evaluate.result import EvaluationResult
@@ -21,6 +22,12 @@ def write_page(results: Mapping[str, EvaluationResult], outputs: Outputs) -> Non
         BadInputError: a file beside them is damaged.
     """
     files = {name: outputs.saes[name] / LATENTS for name in results}
+    for name, file in files.items():
+        if not file.is_file() and results[name].options["latents"] != "none":
+            console.warn(
+                f"{file} is gone, and {REPORT} will show no latents: "
+                "evaluate again with --overwrite to have them"
+            )
     looked_at = {name: file for name, file in files.items() if file.is_file()}
     curves = {name: read_training(Path(result.options["sae"])) for name, result in results.items()}
     models = ", ".join(dict.fromkeys(result.model for result in results.values()))

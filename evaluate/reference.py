@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saeflow.errors import BadInputError
 from saeflow.evaluate.ablation import Resampler
 from saeflow.evaluate.opening import OpenedSAE
 from saeflow.evaluate.positions import chosen_positions
@@ -74,6 +75,9 @@ def sample_rows(
         text: the evaluation's.
         hook_points: whose rows.
         batch_size: sequences in a forward pass.
+
+    Raises:
+        BadInputError: there are fewer than two.
     """
     points = probe_hook_points(model, hook_points)
     special = sorted(set(model.tokenizer.all_special_ids))
@@ -93,6 +97,11 @@ def sample_rows(
         places.append(torch.stack([torch.from_numpy(some)[which], position]))
     rows = {name: torch.cat(parts) for name, parts in found.items()}
     sequences, positions = torch.cat(places, 1).to(model.device)
+    if len(sequences) < 2:
+        raise BadInputError(
+            f"text of {text.source} has {len(sequences)} tokens that are neither first nor special "
+            f"in {count} sequences: give other text with --dataset, or more with --tokens"
+        )
     return SampledRows(rows, sequences, positions)
 
 

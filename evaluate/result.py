@@ -116,7 +116,7 @@ class EvaluationResult:
                 "so there is no loss to give back."
             )
         interval = (
-            "" if score.low is None else f" (95 % interval {score.low:.1%} to {score.high:.1%})"
+            "" if score.low is None else f" (95% interval {score.low:.1%} to {score.high:.1%})"
         )
         text = "tokens that it was trained on" if self.text["trained_on"] else "held-out tokens"
         line = (
@@ -147,7 +147,8 @@ class EvaluationResult:
         if scores["schema"] != SCHEMA:
             raise ValueError(f"its schema is {scores['schema']}, not {SCHEMA}")
         names = EvaluationResult.__dataclass_fields__
-        return _adapter().validate_python({name: scores[name] for name in names})
+        result: EvaluationResult = _adapter().validate_python({n: scores[n] for n in names})
+        return result
 
 
 @cache

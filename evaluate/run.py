@@ -7,6 +7,7 @@ from typing import Any
 from saeflow import console
 from saeflow.config import to_plain
 from saeflow.errors import BadInputError
+from saeflow.evaluate.batches import Setting, check_text
 from saeflow.evaluate.checks import check_all
 from saeflow.evaluate.conclude import Asked, conclude
 from saeflow.evaluate.config import EvaluateConfig
@@ -14,20 +15,27 @@ from saeflow.evaluate.latents.choice import choose_latents
 from saeflow.evaluate.latents.decoder import with_decoder
 from saeflow.evaluate.latents.files import write_latents
 from saeflow.evaluate.latents.texts import token_texts, used_tokens
-from saeflow.evaluate.measure import Setting, Subject, begin, measure
+from saeflow.evaluate.measure import Subject, begin, measure
 from saeflow.evaluate.opening import OpenedSAE, open_saes
 from saeflow.evaluate.origin import origin_of
-from saeflow.evaluate.outputs import LATENTS, SCORES, Outputs, earlier_result, outputs_of
+from saeflow.evaluate.outputs import (
+    LATENTS,
+    SCORES,
+    Outputs,
+    earlier_result,
+    make_folders,
+    outputs_of,
+)
 from saeflow.evaluate.pages import write_page
 from saeflow.evaluate.reference import carried_means, of_store, sample_rows
 from saeflow.evaluate.result import EvaluationResult
-from saeflow.evaluate.source import model_spec_of, source_model_of
+from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
 from saeflow.evaluate.text import HeldOutText, held_out_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
 from saeflow.location import locate
-from saeflow.train.folder import weights_sha256
+from saeflow.train.folder import find_saes, weights_sha256
 
 _FILES = ("sae", "out", "report")
 """Options that say where things are, not what is found."""
@@ -39,10 +47,10 @@ def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> Evaluati
     Raises:
         BadInputError: as `evaluate_saes`; or the path holds several SAEs.
     """
-    found = [one.name for one in open_saes(config.sae)]
+    found = find_saes(config.sae)
     if len(found) > 1:
         raise BadInputError(
-            f"run {config.sae} holds {len(found)} SAEs ({', '.join(found)}): "
+            f"run {config.sae} holds {len(found)} SAEs ({', '.join(one.name for one in found)}): "
             "choose one of its sae/ folders, or call evaluate_saes"
         )
     (result,) = evaluate_saes(config, overwrite=overwrite).values()
@@ -92,9 +100,13 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """What an evaluation will run, for `--dry-run`; loads the SAEs, not the model.
 
     Raises:
-        BadInputError: the SAEs can't be used, or do not say their model.
+        BadInputError: the SAEs can't be used, do not say their model, or lack a latent that
+            is to be looked at.
     """
     opened = open_saes(config.sae)
+    for one in opened:
+        hook_points_of(one)
+        choose_latents(config.latents, one.sae.d_sae)
     targets = {tuple(one.sae.target_hook_points) for one in opened}
     ablations = 3 if config.resample else 2
     return {
@@ -140,14 +152,23 @@ def _evaluate(
     for one in saes:
         one.sae.to(model.device)
     setting = _setting(config, saes, model, text)
+    check_text(setting)
+    make_folders(outputs)
     measured = begin(setting, saes, looked_at)
     measure(setting, measured)
-    results = {}
+    outputs.report.unlink(missing_ok=True)  # a page of earlier scores must not outlive them
+    results, failed = {}, []
     for subject in measured.subjects:
         name = subject.opened.name
         asked = Asked(options[name], mismatches[name], config.seed)
-        results[name] = conclude(setting, measured, subject, asked)
-        _write(outputs, subject, results[name], model)
+        try:
+            results[name] = conclude(setting, measured, subject, asked)
+        except BadInputError as error:  # the others have their results all the same
+            failed.append(error)
+        else:
+            _write(outputs, subject, results[name], model)
+    if failed:
+        raise failed[0]
     return results
 
 
@@ -181,9 +202,10 @@ def _store_of(saes: Sequence[OpenedSAE]) -> Store | None:
 def _write(
     outputs: Outputs, subject: Subject, result: EvaluationResult, model: SourceModel
 ) -> None:
-    """One SAE's files; scores.json, which says that it is done, comes last."""
+    """One SAE's files; scores.json, which says that it is done, goes first and comes last."""
     folder = outputs.saes[subject.opened.name]
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SCORES, LATENTS):
+        (folder / name).unlink(missing_ok=True)
     if subject.latents is not None:
         latents = with_decoder(subject.latents.result(), subject.opened.sae, model)
         ids = used_tokens(latents).tolist()

@@ -62,7 +62,8 @@ class ActiveLatents(Metric):
             largest_cosines: of the decoder's rows (`decoder_cosines.largest_cosines`).
         """
         counts = self.compute()
-        by_l0, fired = counts["rows_by_l0"].cpu().numpy(), counts["fired"].cpu().numpy()
+        by_l0 = counts["rows_by_l0"].cpu().numpy()
+        fired = counts["fired"].reshape(-1).cpu().numpy()  # torchmetrics makes one latent a scalar
         rows = int(by_l0.sum())
         return Sparsity(
             l0=int(fired.sum()) / rows,
