@@ -48,7 +48,8 @@ function logarithmic([low, high], range) {
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
       for (const unit of units) ticks.push(unit * 10 ** power);
     }
-    return ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+    const within = ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+    return within.length > 2 ? within : linear([low, high], range).ticks(wanted);
   };
   return scale;
 }

@@ -18,7 +18,7 @@ function showProvenance(result) {
   const part = (title, ...content) => el("div", { class: "part" }, el("h3", {}, title), ...content);
   const mismatches = result.mismatches.length
     ? table("Mismatches", ["Field", "SAE", "Here"], result.mismatches.map((one) => [words(one.field), plain(one.sae), plain(one.here)]), [0, 1, 2])
-    : el("p", { class: "note" }, "None: what was used is what the SAE was trained with.");
+    : el("p", { class: "note" }, "No field was allowed to differ.");
   byId("provenance").replaceChildren(
     ...heading("Provenance", "What was evaluated, and how."),
     el("div", { class: "parts" },

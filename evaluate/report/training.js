@@ -17,7 +17,7 @@ function showTraining(training, name) {
   document.querySelector('nav a[href="#training"]').hidden = !own;
   if (!own) return;
   const others = training.filter((run) => run !== own);
-  const behind = others.length ? " The run's other SAEs are thin lines behind." : "";
+  const behind = others.length ? " The other SAEs are thin lines behind." : "";
   const drawn = new Set([...CURVES.flatMap(([field, , , more]) => [field, ...more]), "rows"]);
   const rest = Object.keys(own.series).filter((field) => !drawn.has(field)).map((field) => [field, capital(words(field)), null, []]);
   section.replaceChildren(
