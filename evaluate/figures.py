@@ -94,6 +94,8 @@ class Sparsity:
     Attributes:
         l0: mean number of latents above zero in a row.
         l0_quantiles: at 0.05, 0.25, 0.5, 0.75, 0.95, by that name.
+        l0_edges: of the histogram of L0; a bin holds its lower edge and not its upper one.
+        l0_counts: rows in each bin.
         l1: mean sum of a row's latents.
         dead: latents above zero in none of the rows.
         dense: latents above zero in more than a tenth of the rows.
@@ -106,6 +108,8 @@ class Sparsity:
 
     l0: float
     l0_quantiles: Mapping[str, float]
+    l0_edges: tuple[int, ...]
+    l0_counts: tuple[int, ...]
     l1: float
     dead: int
     dense: int

@@ -14,6 +14,7 @@ from saeflow.train.lean import Metric
 
 _PERCENT = (5, 25, 50, 75, 95)
 _DENSE = 10  # active in more than one row of as many
+_L0_BINS = 40
 _AT_ONCE = 2**24
 
 DENSITY_EDGES = tuple(-7 + step / 4 for step in range(29))
@@ -65,9 +66,12 @@ class ActiveLatents(Metric):
         by_l0 = counts["rows_by_l0"].cpu().numpy()
         fired = counts["fired"].reshape(-1).cpu().numpy()  # torchmetrics makes one latent a scalar
         rows = int(by_l0.sum())
+        l0_edges, l0_counts = _histogram(by_l0)
         return Sparsity(
             l0=int(fired.sum()) / rows,
             l0_quantiles=_quantiles(by_l0),
+            l0_edges=l0_edges,
+            l0_counts=l0_counts,
             l1=float(counts["l1"]) / rows,
             dead=int((fired == 0).sum()),
             dense=int((fired * _DENSE > rows).sum()),
@@ -84,6 +88,18 @@ def _quantiles(rows_by_l0: Int64[np.ndarray, " l0"]) -> Mapping[str, float]:
     wanted = [-(-int(rows_up_to[-1]) * percent // 100) for percent in _PERCENT]
     found = np.searchsorted(rows_up_to, wanted)
     return {f"{p / 100:g}": float(l0) for p, l0 in zip(_PERCENT, found, strict=True)}
+
+
+def _histogram(
+    rows_by_l0: Int64[np.ndarray, " l0"],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Edges and counts of at most 40 bins of equal width from the smallest L0 to the largest."""
+    there = rows_by_l0.nonzero()[0]
+    low, high = int(there[0]), int(there[-1])
+    width = -(-(high + 1 - low) // _L0_BINS)
+    starts = np.arange(low, high + 1, width)
+    counts = np.add.reduceat(rows_by_l0[: high + 1], starts)
+    return (*starts.tolist(), int(starts[-1]) + width), tuple(counts.tolist())
 
 
 def _densities(fired: Int64[np.ndarray, " d_sae"], rows: int) -> tuple[int, ...]:

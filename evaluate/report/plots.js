@@ -141,22 +141,3 @@ function histogram(title, edges, counts, axis, height = 210) {
   });
 }
 
-/** A line through quantiles: its ends, a box of the middle half, and the median. */
-function quantileChart(title, quantiles, mean, name) {
-  return chart((width) => {
-    const box = { left: 14, right: width - 14, top: 0, bottom: 66 };
-    const root = canvas(width, 110, title);
-    const named = Object.entries(quantiles).map(([at, value]) => [Number(at), value]).sort((a, b) => a[0] - b[0]);
-    const values = named.map((pair) => pair[1]);
-    const at = (share) => named.find((pair) => pair[0] === share)?.[1];
-    const x = linear(extent([...values, mean]), [box.left, box.right]);
-    horizontalAxis(root, x, box, name);
-    root.append(whisker(x(values[0]), 34, x(values[values.length - 1]), 34));
-    if (at(0.25) !== undefined && at(0.75) !== undefined) {
-      root.append(svg("rect", { class: "box c-spliced", x: x(at(0.25)), y: 20, width: Math.max(1, x(at(0.75)) - x(at(0.25))), height: 28 }));
-    }
-    if (at(0.5) !== undefined) root.append(svg("line", { class: "median", x1: x(at(0.5)), x2: x(at(0.5)), y1: 20, y2: 48 }));
-    root.append(tipped(svg("circle", { class: "dot c-clean", cx: x(mean), cy: 34, r: 4.5 }), () => ["mean", significant(mean, 4)]));
-    return root;
-  });
-}

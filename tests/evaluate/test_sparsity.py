@@ -36,6 +36,26 @@ def test_two_rows_by_hand() -> None:
     assert (found.decoder_cosine_latents, found.decoder_cosine_quantiles["1"]) == (1, 0.5)
 
 
+def test_rows_by_l0_by_hand() -> None:
+    latents = torch.zeros(5, 200)
+    for row, active in enumerate([10, 10, 11, 12, 189]):
+        latents[row, :active] = 1
+    found = figures(latents)
+    assert (found.l0_edges[:3], found.l0_edges[-1]) == ((10, 15, 20), 190)
+    assert (found.l0_counts[0], found.l0_counts[-1], sum(found.l0_counts)) == (4, 1, 5)
+    alike = figures(torch.ones(7, 3))
+    assert (alike.l0_edges, alike.l0_counts) == ((3, 4), (7,))
+
+
+@given(rows=st.integers(1, 80), seed=st.integers(0, 2**20))
+def test_the_histogram_of_l0_has_every_row(rows: int, seed: int) -> None:
+    latents = draw(rows, 90, seed=seed) - draw(rows, 1, seed=seed + 1)
+    l0 = (latents > 0).sum(1).numpy()
+    found = figures(latents)
+    assert found.l0_counts == tuple(np.histogram(l0, found.l0_edges)[0].tolist())
+    assert len(found.l0_counts) <= 40
+
+
 @given(rows=st.integers(1, 80), seed=st.integers(0, 2**20))
 def test_quantiles_are_exact(rows: int, seed: int) -> None:
     latents = draw(rows, 40, seed=seed) - draw(rows, 1, seed=seed + 1)

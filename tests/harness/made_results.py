@@ -155,6 +155,11 @@ def _sparsity(l0: float) -> dict[str, Any]:
             "0.75": 1.15 * l0,
             "0.95": 1.6 * l0,
         },
+        "l0_edges": list(range(0, int(4 * l0) + 1, int(l0 / 8) or 1)),
+        "l0_counts": [
+            int(9000 * math.exp(-(((edge / l0 - 0.9) / 0.4) ** 2)))
+            for edge in range(0, int(4 * l0), int(l0 / 8) or 1)
+        ],
         "l1": 11.2 * l0,
         "dead": 312,
         "dense": 24,
