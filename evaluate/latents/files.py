@@ -69,12 +69,14 @@ def read_latents(path: Path) -> Latents:
             if version != _VERSION:
                 raise BadInputError(
                     f"{path} has version {version} of saeflow's latents, where {_VERSION} is "
-                    "known: evaluate again"
+                    "known: evaluate again with --overwrite"
                 )
             held: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _from_flat({**held, **{name: int(metadata[name]) for name in _NUMBERS}})
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise BadInputError(f"{path} can't be read: {one_line(error)}: evaluate again") from error
+        raise BadInputError(
+            f"{path} can't be read: {one_line(error)}: evaluate again with --overwrite"
+        ) from error
 
 
 def read_texts(path: Path) -> dict[int, str]:
@@ -88,7 +90,9 @@ def read_texts(path: Path) -> dict[int, str]:
             held = json.loads((file.metadata() or {})["texts"])
         return {int(token): str(text) for token, text in held.items()}
     except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
-        raise BadInputError(f"{path} can't be read: {one_line(error)}: evaluate again") from error
+        raise BadInputError(
+            f"{path} can't be read: {one_line(error)}: evaluate again with --overwrite"
+        ) from error
 
 
 def _flat(value: Any, prefix: str = "") -> tuple[dict[str, np.ndarray], dict[str, int]]:

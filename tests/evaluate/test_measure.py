@@ -93,7 +93,9 @@ class Plain:
             for handle in handles:
                 handle.remove()
         keep[PRE1] = keep[POST0]
-        found = F.cross_entropy(logits[:, :-1].transpose(1, 2), self.tokens[:, 1:], reduction="none")
+        found = F.cross_entropy(
+            logits[:, :-1].transpose(1, 2), self.tokens[:, 1:], reduction="none"
+        )
         return found[self.scored]
 
 
