@@ -1,5 +1,6 @@
 """Several results side by side: whether they are like for like, and one page of all."""
 
+import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
 from saeflow.evaluate.outputs import LATENTS, SCORES
+from saeflow.evaluate.pages import check_page
 from saeflow.evaluate.report.page import write_report
 from saeflow.evaluate.report.schema import what_is_wrong
 from saeflow.evaluate.report.training import read_training
@@ -59,7 +61,7 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
         paths: of scores.json files, or of folders that hold them: an SAE, a run, an `--out`.
 
     Raises:
-        BadInputError: a path holds no scores.json, one is damaged or of another schema, or one is
+        BadInputError: a path is not there or holds no scores.json, one is damaged or of another schema, or one is
             given twice.
     """
     files = [file for path in paths for file in _files_of(path)]
@@ -82,26 +84,40 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
     )
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
+def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = False) -> None:
     """Write the page of a comparison, with the latents that are beside the results.
 
     It is there whole or not at all.
 
+    Args:
+        comparison: what to show.
+        path: of the file; a page of saeflow's that is there is replaced.
+        overwrite: replace whatever file is there.
+
     Raises:
-        BadInputError: a latents.safetensors is damaged.
+        BadInputError: a latents.safetensors is damaged; there is another file, or a folder;
+            or nothing can be written there.
     """
+    check_page(path, overwrite=overwrite)
     found = {name: folder / LATENTS for name, folder in comparison.folders.items()}
     found = {name: file for name, file in found.items() if file.is_file()}
     models = dict.fromkeys(result["model"] for result in comparison.results)
-    write_report(
-        path,
-        comparison.results,
-        title=f"{len(comparison.results)} results of {', '.join(models)}",
-        latents={name: read_latents(file) for name, file in found.items()},
-        token_texts={name: read_texts(file) for name, file in found.items()},
-        training=comparison.training,
-        notes=comparison.notes,
-    )
+    try:
+        write_report(
+            path,
+            comparison.results,
+            title=f"{len(comparison.results)} results of {', '.join(models)}",
+            latents={name: read_latents(file) for name, file in found.items()},
+            token_texts={name: read_texts(file) for name, file in found.items()},
+            training=comparison.training,
+            notes=comparison.notes,
+        )
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise BadInputError(
+            f"--out {path} can't be written ({error.strerror}): name another file"
+        ) from error
 
 
 def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,6 +138,8 @@ def _files_of(path: Path) -> list[Path]:
         return [path]
     if (path / SCORES).is_file():
         return [path / SCORES]
+    if not path.exists():
+        raise BadInputError(f"{path} does not exist: check the path")
     within = path / SAES if (path / SAES).is_dir() else path
     found = sorted(within.glob(f"*/{SCORES}"))
     if not found:

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from saeflow.evaluate.compare import Comparison
 
 _MOST_COLUMNS = 4
 """Of more results than this, each is a row."""
@@ -27,6 +30,13 @@ def comparison_table(results: Sequence[Mapping[str, Any]]) -> Table:
     for label, show in _LONG.items():
         table.add_row(label, *(show(result) for result in results))
     return table
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the table of a comparison, and in what its results are not like for like."""
+    Console(highlight=False).print(comparison_table(comparison.results))
+    for note in comparison.notes:
+        print(note)
 
 
 def _decimals(value: float | None) -> str:

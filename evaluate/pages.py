@@ -4,11 +4,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from saeflow import console
+from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
 from saeflow.evaluate.outputs import LATENTS, REPORT, Outputs
-from saeflow.evaluate.report.page import write_report
+from saeflow.evaluate.report.page import is_report, write_report
 from saeflow.evaluate.report.training import read_training
 from saeflow.evaluate.result import EvaluationResult
+
+
+def check_page(path: Path, *, overwrite: bool) -> None:
+    """See that a page may be written there.
+
+    Args:
+        path: of the page.
+        overwrite: also over a file that is no page of saeflow's.
+
+    Raises:
+        BadInputError: there is such a file, or a folder.
+    """
+    if path.is_dir():
+        raise BadInputError(f"{path} is a folder: name a file")
+    if path.exists() and not overwrite and not is_report(path):
+        raise BadInputError(
+            f"{path} is no page of saeflow's: name another --out, or replace it with --overwrite"
+        )
 
 
 def write_page(results: Mapping[str, EvaluationResult], outputs: Outputs) -> None:

@@ -26,8 +26,9 @@ from saeflow.evaluate.outputs import (
     make_folders,
     outputs_of,
 )
-from saeflow.evaluate.pages import write_page
+from saeflow.evaluate.pages import check_page, write_page
 from saeflow.evaluate.reference import carried_means, of_store, sample_rows
+from saeflow.evaluate.report.page import is_report
 from saeflow.evaluate.result import EvaluationResult
 from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
 from saeflow.evaluate.text import HeldOutText, held_out_text
@@ -78,6 +79,8 @@ def evaluate_saes(
     """
     opened = open_saes(config.sae)
     outputs = outputs_of(config.sae, config.out, opened)
+    if config.report:
+        check_page(outputs.report, overwrite=overwrite)
     options = {one.name: _resolved(config, one) for one in opened}
     results: dict[str, EvaluationResult] = {}
     if not overwrite:
@@ -156,7 +159,8 @@ def _evaluate(
     make_folders(outputs)
     measured = begin(setting, saes, looked_at)
     measure(setting, measured)
-    outputs.report.unlink(missing_ok=True)  # a page of earlier scores must not outlive them
+    if is_report(outputs.report):
+        outputs.report.unlink()  # a page of earlier scores must not outlive them
     results, failed = {}, []
     for subject in measured.subjects:
         name = subject.opened.name

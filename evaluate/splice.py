@@ -5,15 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from saeflow.config import require
 from saeflow.errors import BadInputError
-from saeflow.evaluate.placing import Hook, attached, place_rows, placing_hooks
-from saeflow.evaluate.positions import PositionChoice, chosen_positions
-from saeflow.evaluate.positions import scored_predictions as scored_predictions
+from saeflow.evaluate.config import PositionChoice
+from saeflow.evaluate.placing import attached, place_rows, placing_hooks
+from saeflow.evaluate.positions import chosen_positions
 from saeflow.evaluate.replay import Replay
 from saeflow.evaluate.residual_mid import is_resid_mid
 from saeflow.harvest.capture import probe_hook_points
@@ -199,61 +198,3 @@ def _special(source: SourceModel, positions: PositionChoice) -> list[int]:
         "or 'all'",
     )
     return sorted(set(source.tokenizer.all_special_ids))
-
-
-def replaced_positions(
-    tokens: Int[Tensor, "batch position"], special: Sequence[int]
-) -> Bool[Tensor, "batch position"]:
-    """Which positions a splice replaces by default: all but position 0 and special tokens."""
-    return chosen_positions(tokens, torch.ones_like(tokens, dtype=torch.bool), special)
-
-
-def check_spliceable(hook_point: str) -> None:
-    """Refuse hook points whose replacement does not reach the model's output as it should.
-
-    Raises:
-        BadInputError: TransformerLens 4 passes a changed `hook_resid_mid` to the
-            MLP only, not on to the residual stream.
-    """
-    if hook_point.endswith("hook_resid_mid"):
-        raise BadInputError(
-            f"{hook_point} can't be spliced: TransformerLens does not pass a changed value on to "
-            "the residual stream; train on hook_resid_post or hook_resid_pre instead"
-        )
-
-
-@torch.inference_mode()
-def token_losses(
-    model: SourceModel,
-    tokens: Int[Tensor, "batch position"],
-    hook_point: str,
-    replaced: Bool[Tensor, "batch position"],
-    replacement: Replacement | None,
-    seen: list[Tensor] | None = None,
-) -> Float[Tensor, "batch predictions"]:
-    """Next-token losses in nats, in float32 whatever the model computes in.
-
-    Args:
-        model: the source model.
-        tokens: int64, on the model's device.
-        hook_point: where the replacement goes.
-        replaced: at which positions.
-        replacement: None for the clean pass.
-        seen: given a list, the activations at the replaced positions, before they
-            are replaced, are appended to it, (rows, d_in) in float32.
-    """
-
-    def change(activation: Tensor) -> Tensor | None:
-        rows = activation.flatten(2)[replaced].float()
-        if seen is not None:
-            seen.append(rows)
-        return None if replacement is None else place_rows(activation, replaced, replacement(rows))
-
-    hooks: list[tuple[str, Hook]] = [(hook_point, change)]
-    with attached(model.bridge, hooks):
-        logits = model.bridge(tokens, return_type="logits", use_cache=False)
-    losses = [
-        F.cross_entropy(one[:-1].float(), target[1:], reduction="none")
-        for one, target in zip(logits, tokens, strict=True)
-    ]
-    return torch.stack(losses)

@@ -39,15 +39,38 @@ def evaluate(run_cli: Run, sae: Path) -> Run:
     """Run `saeflow evaluate` on `sae`; keywords are flags, None leaves one out."""
 
     def run(*more: object, sae: object = sae, **flags: object) -> Any:
-        given = {"tokens": 320, "device": "cpu", **flags}
+        given = {"tokens": 320, "device": "cpu", "latents": "0-3", **flags}
         return run_cli("evaluate", sae, *more, **given)
 
     return run
 
 
+@pytest.fixture
+def run_of_two(trained_run: Path, tmp_path: Path) -> Path:
+    """A run folder with two SAEs, `a` and `b`."""
+    (folder,) = (trained_run / "sae").iterdir()
+    for name in ("a", "b"):
+        shutil.copytree(folder, tmp_path / "run" / "sae" / name)
+    return tmp_path / "run"
+
+
 def change_cfg(sae: Path, **changed: Any) -> None:
     cfg = json.loads((sae / "cfg.json").read_text())
     (sae / "cfg.json").write_text(json.dumps({**cfg, **changed}))
+
+
+def change_provenance(sae: Path, **changed: Any) -> None:
+    """Let an SAE say something else of what it was made from; None: nothing."""
+    cfg = json.loads((sae / "cfg.json").read_text())
+    provenance = cfg["metadata"]["saeflow"]["store"]["provenance"]
+    model = changed.pop("model", {})
+    provenance |= changed
+    provenance["model"] |= model
+    (sae / "cfg.json").write_text(json.dumps(cfg))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
 
 
 # Results.
@@ -57,7 +80,7 @@ def test_a_table_and_one_line_of_verdict(evaluate: Run, sae: Path) -> None:
     outcome = evaluate()
     assert outcome.code == 0
     table, verdict = outcome.out.splitlines()[:-1], outcome.out.splitlines()[-1]
-    for label in ("reconstruction score", "loss, zero-ablated", "FVU per row", "dead latents"):
+    for label in ("score against zero ablation", "KL divergence", "FVU per row", "dead latents"):
         assert sum(label in line for line in table) == 1
     assert verdict == json.loads((sae / "scores.json").read_text())["verdict"]
 
@@ -75,6 +98,50 @@ def test_a_run_folder_is_taken_for_its_sae(
     copy = shutil.copytree(trained_run, tmp_path / "run")
     assert evaluate(sae=copy).code == 0
     assert len(list(copy.glob("sae/*/scores.json"))) == 1
+
+
+def test_json_of_several_is_one_object_with_all(evaluate: Run, run_of_two: Path) -> None:
+    outcome = evaluate("--json", sae=run_of_two)
+    shown = json.loads(outcome.out)
+    assert list(shown) == ["saes"]
+    assert shown["saes"] == [
+        json.loads((run_of_two / "sae" / name / "scores.json").read_text()) for name in ("a", "b")
+    ]
+    assert (run_of_two / "report.html").is_file()
+
+
+def test_several_are_one_table_and_a_verdict_each(evaluate: Run, run_of_two: Path) -> None:
+    outcome = evaluate(sae=run_of_two)
+    *table, first, second = outcome.out.splitlines()
+    verdicts = [
+        json.loads((run_of_two / "sae" / name / "scores.json").read_text())["verdict"]
+        for name in ("a", "b")
+    ]
+    assert [first, second] == verdicts
+    assert sum("KL divergence" in line for line in table) == 1
+
+
+def test_what_is_written_may_be_less(evaluate: Run, sae: Path) -> None:
+    assert evaluate("--no-report", latents="none").code == 0
+    assert (sae / "scores.json").is_file()
+    assert not (sae / "report.html").exists()
+    assert not (sae / "latents.safetensors").exists()
+
+
+def test_positions_ablation_and_precision_are_options(evaluate: Run) -> None:
+    outcome = evaluate(
+        *("--json", "--resample", "--no-report"),
+        replace="all",
+        score="no-first",
+        dtype="bfloat16",
+        seed=3,
+    )
+    shown = json.loads(outcome.out)
+    assert list(shown["scores"]) == ["zero", "mean", "resample"]
+    assert shown["text"]["rows_replaced"] == 20 * 17
+    assert shown["text"]["tokens_scored"] == 20 * 15
+    assert [mismatch["field"] for mismatch in shown["mismatches"]] == ["dtype"]
+    assert shown["options"]["seed"] == 3
 
 
 def test_again_says_that_it_is_complete_already(evaluate: Run) -> None:
@@ -100,9 +167,10 @@ def test_a_dry_run_writes_nothing(evaluate: Run, sae: Path) -> None:
     outcome = evaluate("--dry-run")
     assert outcome.code == 0
     assert "tokens = 320" in outcome.out
-    assert f"# hook_point: {HOOK}" in outcome.out
+    assert "# clean_passes: 1" in outcome.out
+    assert f"['{HOOK}']" in outcome.out
     assert sorted(sae.iterdir()) == before
-    assert json.loads(evaluate("--dry-run", "--json").out)["cost"]["d_sae"] == 48
+    assert json.loads(evaluate("--dry-run", "--json").out)["cost"]["saes"][0]["d_sae"] == 48
 
 
 def test_text_and_model_may_be_named(evaluate: Run, tiny_model: Path, tiny_text: Path) -> None:
@@ -231,3 +299,85 @@ def test_out_is_a_file(evaluate: Run, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("x")
     assert f"--out {tmp_path / 'scores'} is a file" in evaluate(out=tmp_path / "scores").refusal()
     assert (tmp_path / "scores").read_text() == "x"
+
+
+MISMATCHES: dict[str, dict[str, Any]] = {
+    "model": {"model": {"weights_sha256": "0" * 64}},
+    "model-config": {"model": {"config_sha256": "0" * 64}},
+    "tokenizer": {"model": {"tokenizer_sha256": "0" * 64}},
+    "hook-point": {"hook": ["blocks.1.hook_resid_post"]},
+    "context-size": {"context_size": 9},
+    "packing": {"pack": False},
+}
+
+
+@pytest.mark.parametrize("field", MISMATCHES)
+def test_a_mismatch_is_one_line_and_leaves_no_file(evaluate: Run, sae: Path, field: str) -> None:
+    change_provenance(sae, **MISMATCHES[field])
+    before = files(sae)
+    line = evaluate().refusal()
+    assert line.startswith(f"saeflow: {field} differs: SAE sae was made from ")
+    assert line.endswith(f"--allow-mismatch {field}")
+    assert files(sae) == before
+    assert evaluate("--allow-mismatch", field, "--json").code == 0
+    (mismatch,) = json.loads((sae / "scores.json").read_text())["mismatches"]
+    assert mismatch["field"] == field
+
+
+def test_a_mismatch_of_width_can_not_be_allowed(evaluate: Run) -> None:
+    line = evaluate("--allow-mismatch", "width").refusal()
+    assert "--allow-mismatch width: an SAE reads rows of its own width only" in line
+
+
+def test_text_that_was_trained_on(evaluate: Run, sae: Path) -> None:
+    change_provenance(sae, held_out=0.0)
+    before = files(sae)
+    line = evaluate().refusal()
+    assert "was trained on all of" in line
+    assert "--allow-training-text" in line
+    assert files(sae) == before
+    shown = json.loads(evaluate("--allow-training-text", "--json", "--no-report").out)
+    assert shown["text"]["trained_on"] is True
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("48", "there is no latent 48"), ("five", "five is no latent"), ("9-3", "9-3 is empty")],
+)
+def test_latents_that_are_none(evaluate: Run, sae: Path, value: str, told: str) -> None:
+    before = files(sae)
+    assert f"--latents {value}: {told}" in evaluate(latents=value).refusal()
+    assert files(sae) == before
+
+
+@pytest.mark.parametrize(("flag", "value"), [("replace", "words"), ("score", "last")])
+def test_positions_that_are_none(evaluate: Run, flag: str, value: str) -> None:
+    outcome = evaluate(**{flag: value})
+    assert outcome.code == 2
+    assert value in outcome.err
+    assert "no-first" in outcome.err
+
+
+@pytest.mark.parametrize("content", ["{}", '{"schema": 1}', "not JSON"])
+def test_scores_of_something_else(evaluate: Run, sae: Path, content: str) -> None:
+    (sae / "scores.json").write_text(content)
+    line = evaluate().refusal()
+    assert f"{sae / 'scores.json'} is no scores.json of this saeflow: move it, or give" in line
+    assert (sae / "scores.json").read_text() == content
+
+
+def test_a_report_of_something_else(evaluate: Run, sae: Path) -> None:
+    (sae / "report.html").write_text("<p>mine")
+    line = evaluate().refusal()
+    assert f"{sae / 'report.html'} is no page of saeflow's" in line
+    assert not (sae / "scores.json").exists()
+    assert evaluate("--no-report").code == 0
+    assert (sae / "report.html").read_text() == "<p>mine"
+    assert evaluate("--overwrite").code == 0
+    assert "mine" not in (sae / "report.html").read_text()
+
+
+def test_out_is_below_a_file(evaluate: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    line = evaluate(out=tmp_path / "file" / "out").refusal()
+    assert "can't be written to (Not a directory): name another folder with --out" in line

@@ -37,6 +37,8 @@ _SCRIPTS = (
 )
 """In the order in which they stand in the page; main.js runs, and the others define."""
 
+_MARK = b'<meta name="generator" content="saeflow">'
+
 
 def write_report(
     path: Path,
@@ -71,6 +73,14 @@ def write_report(
         notes=notes,
     )
     write_durably(path, [page.encode(errors="replace")])
+
+
+def is_report(path: Path) -> bool:
+    """Whether there is a page that `write_report` wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _MARK in file.read(1024)
 
 
 def report_page(

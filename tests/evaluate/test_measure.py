@@ -67,8 +67,9 @@ class Plain:
 
         def second_norm(module: Any, args: Any, out: Tensor) -> Tensor:
             mid.append(changed(MID1, args[0]))
-            normed = changed(NORMED, module.forward(mid[0]) / scale)
-            return normed * scale
+            normed = module.forward(mid[0]) / scale
+            found: Tensor = changed(NORMED, normed) * scale
+            return found
 
         def second_out(module: Any, args: Any, out: Tensor) -> Tensor:
             return changed(POST1, mid[0] + written[0])

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.positions import PositionChoice, chosen_positions, scored_predictions
+from saeflow.evaluate.config import PositionChoice
+from saeflow.evaluate.positions import chosen_positions, scored_predictions
 
 SPECIAL = (0, 1, 2)
 TOKENS = torch.tensor([[0, 5, 1, 7, 9], [8, 8, 2, 8, 2]])

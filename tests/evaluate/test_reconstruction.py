@@ -115,6 +115,7 @@ def test_massive_rows_by_hand() -> None:
     assert found.massive_rows == 2
     assert found.massive_share_of_error == pytest.approx(1200 / (1200 + others), rel=1e-6)
     assert found.massive_share_of_loss == pytest.approx(3 / (3 + 9), rel=1e-6)
+    assert found.fvu is not None
     assert found.fvu < 0.01
     rows = x[:98].double().numpy()
     assert found.fvu_without_massive == pytest.approx(

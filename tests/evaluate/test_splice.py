@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.positions import PositionChoice, chosen_positions
+from saeflow.evaluate.config import PositionChoice
+from saeflow.evaluate.positions import chosen_positions
 from saeflow.evaluate.replay import Replay
-from saeflow.evaluate.splice import _chosen, check_spliceable, splice
+from saeflow.evaluate.splice import _chosen, splice
 from saeflow.harvest.models import SourceModel
 from saeflow.train.architectures import LOADERS
 from saeflow.train.folder import load_sae
@@ -267,9 +268,3 @@ def test_a_bfloat16_model_gets_rows_in_float32(tiny_model: Path, tokens: Tensor)
     with splice(model.bridge, identity, POST):
         assert torch.equal(logits_of(model, tokens), clean)
     assert seen[0].dtype == torch.float32
-
-
-def test_resid_mid_is_refused_by_name() -> None:
-    check_spliceable("blocks.3.hook_resid_post")
-    with pytest.raises(BadInputError, match="train on hook_resid_post or hook_resid_pre"):
-        check_spliceable("blocks.3.hook_resid_mid")
