@@ -2,8 +2,8 @@
 
 The first position and special tokens are left alone unless asked for: their
 activations are of another kind (the first one's norm is a hundred times the
-others'), they are not stored, and an ablation that removes them costs the model
-far more than the ablation of text does, which flatters any score.
+others'), they are not stored, and an ablation that removes them is another yardstick,
+far from that of text: docs/evaluation.md has an example.
 """
 
 from collections.abc import Sequence
