@@ -61,8 +61,8 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
         paths: of scores.json files, or of folders that hold them: an SAE, a run, an `--out`.
 
     Raises:
-        BadInputError: a path is not there or holds no scores.json, one is damaged or of another schema, or one is
-            given twice.
+        BadInputError: a path is not there or holds no scores.json, one is damaged or of another
+            schema, or one is given twice.
     """
     files = [file for path in paths for file in _files_of(path)]
     if not files:
