@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.config import EvaluateConfig
-from saeflow.evaluate.source import model_spec
 from saeflow.harvest.layout import HookPoint
 from saeflow.train.architecture import Architecture, Batch
 from saeflow.train.auxk import AuxK
@@ -218,8 +216,3 @@ def test_widths_that_are_not_those_of_the_rows_are_refused(
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps({**cfg, **changed}))
     with pytest.raises(BadInputError, match="are not those of d_in 13: its cfg"):
         load_sae(tmp_path / "sae")
-
-
-def test_evaluate_says_that_it_cannot_splice_one(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="evaluate can't splice a crosscoder yet"):
-        model_spec(EvaluateConfig(sae=tmp_path), small(TopK(3)))

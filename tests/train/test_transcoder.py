@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saeflow.errors import BadInputError, SaeflowError
-from saeflow.evaluate.config import EvaluateConfig
-from saeflow.evaluate.source import model_spec
 from saeflow.harvest.layout import HookPoint
 from saeflow.train.architecture import Architecture, Batch
 from saeflow.train.auxk import AuxK
@@ -368,8 +366,3 @@ def test_a_cfg_of_something_else_is_refused(
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps({**cfg, **changed}))
     with pytest.raises(BadInputError, match=message):
         load_sae(tmp_path / "sae")
-
-
-def test_evaluate_says_that_it_cannot_splice_one(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="evaluate can't splice a transcoder yet"):
-        model_spec(EvaluateConfig(sae=tmp_path), small(TopK(3)))
