@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from saeflow import console
@@ -36,7 +37,7 @@ from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
 from saeflow.location import locate
-from saeflow.train.folder import find_saes, weights_sha256
+from saeflow.train.folder import CFG, find_saes, weights_sha256
 
 _FILES = ("sae", "out", "report")
 """Options that say where things are, not what is found."""
@@ -137,6 +138,7 @@ def _resolved(config: EvaluateConfig, one: OpenedSAE) -> dict[str, Any]:
         **plain,
         "sae": str(one.folder.resolve()),
         "sae_weights_sha256": weights_sha256(one.folder),
+        "sae_cfg_sha256": sha256((one.folder / CFG).read_bytes()).hexdigest(),
     }
 
 

@@ -17,7 +17,8 @@ from saeflow.train.journal import METRICS, SPEED
 CONFIG = "config.toml"
 SAES, CHECKPOINTS = "sae", "checkpoints"
 _ENTRIES = {
-    *(CONFIG, CONFIG + PARTIAL, METRICS, SPEED, SAES, CHECKPOINTS, "scores.json", "report.html"),
+    *(CONFIG, CONFIG + PARTIAL, METRICS, SPEED, SAES, CHECKPOINTS),
+    *("scores.json", "latents.safetensors", "report.html"),
     *("tensorboard", "wandb", "wandb-id", "trackio", "trackio-id"),
 }
 _MAY_CHANGE = {"out", "reader", "checkpoint_every", "log_to"}

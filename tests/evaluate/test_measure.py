@@ -111,7 +111,7 @@ def evaluated(config: Make, sae: Path, tmp_path: Path) -> Callable[..., Evaluati
 
     def evaluate(*given: Any, **options: Any) -> EvaluationResult:
         made = save_made(tmp_path / "made", given[0], sae, *given[1:])
-        return evaluate_sae(config(sae=made, **{"tokens": 10**6, "latents": "none", **options}))
+        return evaluate_sae(config(sae=made, **{"tokens": 10**6, "latents": "0-2", **options}))
 
     return evaluate
 

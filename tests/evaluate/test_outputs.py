@@ -228,6 +228,15 @@ def test_scores_of_an_sae_that_was_changed_since_are_refused(quick: Make, sae: P
         evaluate_sae(quick())
 
 
+def test_scores_of_another_hook_point_are_refused(
+    quick: Make, sae: Path, change_cfg: Callable[..., None]
+) -> None:
+    evaluate_sae(quick())
+    change_cfg(sae, "metadata", "hook_name", "blocks.1.hook_resid_post")
+    with pytest.raises(BadInputError, match=r"made with other options \(sae_cfg_sha256: "):
+        evaluate_sae(quick())
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "7", "not JSON", '{"schema": 1}', "damaged"])
 def test_a_scores_file_of_something_else_is_refused(quick: Make, sae: Path, content: str) -> None:
     if content == "damaged":
