@@ -189,6 +189,19 @@ def test_a_foreign_sae_is_evaluated_on_the_text_given(
     assert foreign.text["source"] == str(tiny_text)
 
 
+def test_a_store_that_is_gone_changes_no_figure(
+    config: Make, sae: Path, change_cfg: Change, tmp_path: Path
+) -> None:
+    """The text comes from the dataset, and means are those that the SAE has with it."""
+    ours = evaluate_sae(config(report=False)).to_json()
+    change_cfg(sae, "metadata", "saeflow", "store", "path", str(tmp_path / "gone"))
+    found = evaluate_sae(config(report=False, out=tmp_path / "out")).to_json()
+    assert found["text"].pop("source") != ours["text"].pop("source")
+    for result in (found, ours):
+        del result["options"], result["by_frequency"]  # a store's tokens are counted in training text
+    assert found == ours
+
+
 def test_padding_is_neither_replaced_nor_scored(
     taught_model: Path, tiny_options: Callable[..., HarvestConfig], tmp_path: Path
 ) -> None:
