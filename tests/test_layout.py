@@ -21,7 +21,7 @@ from saeflow.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"harvest": HarvestConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
-AROUND = ("quickstart", "import", "info", "verify")
+AROUND = ("quickstart", "import", "info", "verify", "compare")
 SOURCES = sorted(
     file
     for folder in ("src/saeflow", "harvest", "train", "evaluate")

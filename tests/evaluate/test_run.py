@@ -198,7 +198,7 @@ def test_a_store_that_is_gone_changes_no_figure(
     found = evaluate_sae(config(report=False, out=tmp_path / "out")).to_json()
     assert found["text"].pop("source") != ours["text"].pop("source")
     for result in (found, ours):
-        del result["options"], result["by_frequency"]  # a store's tokens are counted in training text
+        del result["options"], result["by_frequency"]  # of a store, training tokens are counted
     assert found == ours
 
 
