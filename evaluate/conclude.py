@@ -114,10 +114,9 @@ def _text(setting: Setting, measured: Measured, sums: DocumentSums) -> dict[str,
 
 
 def _positions(setting: Setting) -> dict[str, str]:
-    scored = "" if setting.score == "all" else f", {_WHERE[setting.score]}"
     return {
         "replaced": f"{_WHERE[setting.replace]}, the same in every pass",
-        "scored": f"predictions made from a position of a position{scored}",
+        "scored": f"next-token predictions with both tokens among: {_WHERE[setting.score]}",
     }
 
 

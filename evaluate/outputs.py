@@ -4,7 +4,7 @@ import errno
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,13 @@ def make_folders(outputs: Outputs) -> None:
             ) from error
 
 
-def earlier_result(folder: Path, options: Mapping[str, Any]) -> EvaluationResult | None:
+def earlier_result(folder: Path, name: str, options: Mapping[str, Any]) -> EvaluationResult | None:
     """What an evaluation with the same options has found; None if there was none.
+
+    Args:
+        folder: where its files are.
+        name: of the SAE, whose folder may have had another name and place then.
+        options: resolved.
 
     Raises:
         BadInputError: there are scores that are damaged, or were made with other options.
@@ -81,7 +86,11 @@ def earlier_result(folder: Path, options: Mapping[str, Any]) -> EvaluationResult
         raise BadInputError(
             f"{path} is no scores.json of this saeflow: move it, or give --overwrite"
         ) from error
-    changed = [k for k in {**result.options, **options} if result.options.get(k) != options.get(k)]
+    changed = [
+        k
+        for k in {**result.options, **options}
+        if k != "sae" and result.options.get(k) != options.get(k)
+    ]
     if changed:
         told = "; ".join(
             f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed
@@ -90,4 +99,4 @@ def earlier_result(folder: Path, options: Mapping[str, Any]) -> EvaluationResult
             f"{path} holds scores made with other options ({told}): name another --out, "
             "or replace them with --overwrite"
         )
-    return result
+    return replace(result, name=name, options=options)

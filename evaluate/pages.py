@@ -30,12 +30,15 @@ def check_page(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def write_page(results: Mapping[str, EvaluationResult], outputs: Outputs) -> None:
+def write_page(
+    results: Mapping[str, EvaluationResult], outputs: Outputs, saes: Mapping[str, Path]
+) -> None:
     """Write report.html of results whose other files are written.
 
     Args:
         results: by the SAE's name.
         outputs: where they are.
+        saes: the SAEs' folders, by name.
 
     Raises:
         BadInputError: a file beside them is damaged.
@@ -48,7 +51,7 @@ def write_page(results: Mapping[str, EvaluationResult], outputs: Outputs) -> Non
                 "evaluate again with --overwrite to have them"
             )
     looked_at = {name: file for name, file in files.items() if file.is_file()}
-    curves = {name: read_training(Path(result.options["sae"])) for name, result in results.items()}
+    curves = {name: read_training(saes[name]) for name in results}
     models = ", ".join(dict.fromkeys(result.model for result in results.values()))
     write_report(
         outputs.report,

@@ -86,7 +86,7 @@ def evaluate_saes(
     results: dict[str, EvaluationResult] = {}
     if not overwrite:
         earlier = {
-            name: earlier_result(outputs.saes[name], asked) for name, asked in options.items()
+            name: earlier_result(outputs.saes[name], name, asked) for name, asked in options.items()
         }
         results = {name: result for name, result in earlier.items() if result is not None}
     for name in results:
@@ -96,7 +96,7 @@ def evaluate_saes(
         results |= _evaluate(config, missing, options, outputs)
     in_order = {one.name: results[one.name] for one in opened}
     if config.report and (missing or not outputs.report.is_file()):
-        write_page(in_order, outputs)
+        write_page(in_order, outputs, {one.name: one.folder for one in opened})
     return in_order
 
 

@@ -73,7 +73,9 @@ def check_splice(
             )
     cost = float((expected["zero"] - expected["identity"]).double().sum())
     score = {
-        name: float((expected["zero"] - found).double().sum()) / cost if cost else float("nan")
+        name: float((expected["zero"] - found).double().sum()) / cost + 0.0  # never -0.0
+        if cost
+        else float("nan")
         for name, found in losses.items()
     }
     exact = torch.equal(losses["identity"], expected["identity"])

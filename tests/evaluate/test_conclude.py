@@ -144,7 +144,7 @@ def test_what_it_says_of_text_and_positions(result: EvaluationResult) -> None:
         "rows_replaced": 4,
     }
     assert result.positions["replaced"].startswith("all but position 0 and special tokens")
-    assert result.positions["scored"].endswith(", all but position 0")
+    assert result.positions["scored"].endswith(": all but position 0")
     assert result.checks == {"identity_score": 1.0, "identity_exact": True, "zero_score": None}
     assert result.options == {"sae": "/here"}
     assert set(result.versions) == {"saeflow", "torch", "transformers", "transformer-lens"}

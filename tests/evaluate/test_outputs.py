@@ -286,3 +286,12 @@ def test_latents_that_are_damaged_are_refused(quick: Make, sae: Path) -> None:
         evaluate_sae(quick())
     evaluate_sae(quick(), overwrite=True)
     assert new(sae) == FILES
+
+
+def test_an_sae_that_has_moved_keeps_its_scores(
+    quick: Make, sae: Path, no_model: Callable[[], None]
+) -> None:
+    found = evaluate_sae(quick())
+    no_model()
+    again = evaluate_sae(quick(sae=sae.rename(sae.with_name("moved"))))
+    assert (again.name, again.scores) == ("moved", found.scores)
