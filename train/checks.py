@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from saeflow.config import flag_of, require
+from saeflow.train.norms import decoder_norm
 
 _OPTIONS_OF = {
     "k": ("topk", "batchtopk", "matryoshka"),
@@ -93,7 +94,7 @@ def check_sae(config: Any) -> None:
         BadInputError: one of them, or two.
     """
     positive = (
-        *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale"),
+        *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale", "decoder_scale"),
         *("target_l0", "bandwidth", "p_end", "drawn_prefixes", "cycles"),
         *("resample_every", "resample_window", "resample_rows"),
     )
@@ -118,7 +119,7 @@ def check_sae(config: Any) -> None:
         config.name is None or bool(re.fullmatch(r"[\w][\w.+=-]*", config.name)),
         f"--name is {config.name!r}: it becomes a folder, give letters, digits, and . + = - _",
     )
-    for name in ("b_dec", "encoder_scale"):
+    for name in ("b_dec", "encoder_scale", "decoder_scale"):
         require(
             config.init_from is None or not is_given(config, name),
             f"{flag_of(name)} is of what begins at random: leave it out, or --init-from",
@@ -126,6 +127,10 @@ def check_sae(config: Any) -> None:
     require(
         config.target_hook is None or config.encoder_scale is None,
         "--encoder-scale is not for transcoders, whose decoder is no transpose: leave it out",
+    )
+    require(
+        config.decoder_scale is None or decoder_norm(config) == "free",
+        "--decoder-scale is for --decoder-norm free: unit rows are of length 1, leave it out",
     )
     _refuse_options_of_others(config)
     _refuse_kinds(config)

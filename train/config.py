@@ -101,9 +101,16 @@ class TrainConfig:
         Doc("Prefixes that are drawn anew in each step, instead of --prefixes (matryoshka)."),
     ] = None
     decoder_norm: Annotated[
-        Literal["unit", "free"],
-        Doc("Decoder rows keep unit norm, or may grow, and weigh what is selected and penalised."),
-    ] = "unit"
+        Literal["unit", "free"] | None,
+        Doc(
+            "Decoder rows keep unit norm, or may have any, and weigh what is selected and "
+            "penalised. Free with an L1 penalty, else unit, if not given."
+        ),
+    ] = None
+    decoder_scale: Annotated[
+        float | None,
+        Doc("Length of decoder rows in the beginning, if free. 0.1 if not given."),
+    ] = None
     b_dec: Annotated[Literal["mean", "geometric-median", "zero"], Doc("Where b_dec begins.")] = (
         "mean"
     )

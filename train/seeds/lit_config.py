@@ -112,6 +112,7 @@ class LitSparseAutoencoderConfig:
             store=Path(),
             out=Path(),
             arch="relu",
+            decoder_norm="unit",  # as the seed's, which keeps them so
             d_sae=self.n_learned_features,
             l1=self.l1_coefficient * self.n_input_features,
             b_dec=self.b_dec,
