@@ -67,6 +67,13 @@ class TrainConfig:
         float | None,
         Doc("Weight of the L1 penalty (relu, gated, p-anneal); chosen by the width if not given."),
     ] = None
+    revive: Annotated[
+        float | None,
+        Doc(
+            "Weight of the loss that pulls silent latents up (relu, gated, p-anneal); 0 for none. "
+            "1 if not given, 0 with --resample."
+        ),
+    ] = None
     p_end: Annotated[
         float | None, Doc("Where the penalty's power ends (p-anneal). 0.2 if not given.")
     ] = None
