@@ -126,7 +126,9 @@ class TrainConfig:
         Doc("The encoder begins as this multiple of the decoder's transpose. 1 if not given."),
     ] = None
     init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None
-    lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
+    lr: Annotated[
+        float | None, Doc("Peak learning rate; chosen by the width and --arch if not given.")
+    ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine", "restarts"],
         Doc("Learning rate after the warm-up; 'restarts' is a cosine that begins again."),

@@ -17,7 +17,7 @@ from saeflow.train.choose import choose_order
 from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
 from saeflow.train.members import Member, make_members
-from saeflow.train.norms import decoder_norm, decoder_scale
+from saeflow.train.norms import decoder_norm, decoder_scale, rate_factor
 from saeflow.train.order import StreamOrder
 from saeflow.train.schedule import Schedule, default_rate
 
@@ -179,7 +179,7 @@ def _schedule(config: TrainConfig, d_sae: int, n_steps: int) -> Schedule:
         decay = 0.0 if by_itself else _DECAY
     pressure = config.sparsity_warm_up
     return Schedule(
-        peak=config.lr or default_rate(d_sae),
+        peak=config.lr or rate_factor(config) * default_rate(d_sae),
         n_steps=n_steps,
         warm_up=round(config.warm_up * n_steps),
         decay=round(decay * n_steps),
