@@ -30,9 +30,9 @@ _BY_K = dict.fromkeys(("topk", "batchtopk", "matryoshka"), (32.0, 64.0))
 SPARSITIES: dict[str, dict[str, tuple[float, float]]] = {
     OURS: {
         **_BY_K,
-        "relu": (3, 6),
-        "gated": (5, 12),
-        "p-anneal": (2, 4),
+        "relu": (2.5, 8),
+        "gated": (4, 10),
+        "p-anneal": (1, 3),
         "jumprelu": (1, 4),
     },
     SAELENS: {**_BY_K, "relu": (4, 10), "gated": (5, 12), "jumprelu": (2, 5)},

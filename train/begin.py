@@ -9,6 +9,7 @@ from saeflow.train.initial import initial_parameters
 from saeflow.train.kinds import check_kind
 from saeflow.train.members import Member
 from saeflow.train.normalisation import Normalisation
+from saeflow.train.norms import decoder_norm, decoder_scale
 from saeflow.train.optimizer import UpdateSettings
 from saeflow.train.plan import SaePlan
 from saeflow.train.resample import Resampling
@@ -55,12 +56,13 @@ def trainer_in_units(
         skip=own.skip,
         init_from=own.init_from,
         encoder_scale=1.0 if own.encoder_scale is None else own.encoder_scale,
+        decoder_scale=decoder_scale(own),
     )
     settings = UpdateSettings(
         optimizer=own.optimizer,
         clip=own.clip,
         ema=own.ema,
-        decoder=own.decoder_norm,
+        decoder=decoder_norm(own),
         resettable=own.resample,
     )
     return Trainer(

@@ -8,11 +8,13 @@ import re
 from typing import Any
 
 from saeflow.config import flag_of, require
+from saeflow.train.norms import decoder_norm
 
 _OPTIONS_OF = {
     "k": ("topk", "batchtopk", "matryoshka"),
     "aux_k": ("topk", "batchtopk", "matryoshka"),
     "l1": ("relu", "gated", "p-anneal", "matryoshka"),
+    "revive": ("relu", "gated", "p-anneal", "matryoshka"),
     "p_end": ("p-anneal",),
     "l0": ("jumprelu",),
     "sparsity": ("jumprelu",),
@@ -28,6 +30,7 @@ _LACKS = {
     "k": "has no fixed number of active latents",
     "aux_k": "has no auxiliary loss",
     "l1": "has no L1 penalty",
+    "revive": "revives silent latents in another way",
     "p_end": "has no power that falls",
     "l0": "has no penalty on the number of active latents",
     "sparsity": "has no choice of penalty",
@@ -93,12 +96,14 @@ def check_sae(config: Any) -> None:
         BadInputError: one of them, or two.
     """
     positive = (
-        *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale"),
+        *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale", "decoder_scale"),
         *("target_l0", "bandwidth", "p_end", "drawn_prefixes", "cycles"),
         *("resample_every", "resample_window", "resample_rows"),
     )
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
-    _require_range(config, ("l1", "l0", "aux_k"), 0, math.inf, "it must be at least 0, and finite")
+    _require_range(
+        config, ("l1", "l0", "aux_k", "revive"), 0, math.inf, "it must be at least 0, and finite"
+    )
     shares = ("warm_up", "decay", "sparsity_warm_up", "resample_threshold")
     _require_range(config, shares, 0, 1, "it is a share, 0 to 1", open_above=False)
     _require_range(config, ("ema",), 0, 1, "it is more than 0 and less than 1", open_below=True)
@@ -118,7 +123,7 @@ def check_sae(config: Any) -> None:
         config.name is None or bool(re.fullmatch(r"[\w][\w.+=-]*", config.name)),
         f"--name is {config.name!r}: it becomes a folder, give letters, digits, and . + = - _",
     )
-    for name in ("b_dec", "encoder_scale"):
+    for name in ("b_dec", "encoder_scale", "decoder_scale"):
         require(
             config.init_from is None or not is_given(config, name),
             f"{flag_of(name)} is of what begins at random: leave it out, or --init-from",
@@ -126,6 +131,10 @@ def check_sae(config: Any) -> None:
     require(
         config.target_hook is None or config.encoder_scale is None,
         "--encoder-scale is not for transcoders, whose decoder is no transpose: leave it out",
+    )
+    require(
+        config.decoder_scale is None or decoder_norm(config) == "free",
+        "--decoder-scale is for --decoder-norm free: unit rows are of length 1, leave it out",
     )
     _refuse_options_of_others(config)
     _refuse_kinds(config)
@@ -162,11 +171,11 @@ def _refuse_options_of_others(config: Any) -> None:
             f"--arch {config.arch} {_LACKS[name]}",
         )
     k_based = config.base != "relu"
-    for name in ("k", "aux_k", "l1"):
+    for name in ("k", "aux_k", "l1", "revive"):
         require(
             config.arch != "matryoshka"
             or getattr(config, name) is None
-            or k_based == (name != "l1"),
+            or k_based == (name in ("k", "aux_k")),
             f"{flag_of(name)} is not for --base {config.base}, "
             f"which {_LACKS[name]}: leave it out, or change --base",
         )

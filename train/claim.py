@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -26,12 +26,13 @@ _MAY_CHANGE = {"out", "reader", "checkpoint_every", "log_to"}
 
 
 @contextmanager
-def claimed(config: TrainConfig, *, overwrite: bool) -> Iterator[None]:
+def claimed(config: TrainConfig, *, overwrite: bool, remarks: Sequence[str] = ()) -> Iterator[None]:
     """Hold a run folder, made if need be, with the options in it.
 
     Args:
         config: of the run.
         overwrite: throw away a run that is already there.
+        remarks: lines that are written below the options, as comments.
 
     Raises:
         BadInputError: it holds something else, or a run with other options, or another
@@ -54,7 +55,8 @@ def claimed(config: TrainConfig, *, overwrite: bool) -> Iterator[None]:
             _clear(config)
         else:
             _refuse_other_options(config)
-        write_durably(out / CONFIG, [to_toml(config).encode()])
+        comments = "".join(f"# {line}\n" for line in remarks)
+        write_durably(out / CONFIG, [f"{to_toml(config)}\n{comments}".encode()])
         yield
     finally:
         os.close(descriptor)

@@ -67,6 +67,13 @@ class TrainConfig:
         float | None,
         Doc("Weight of the L1 penalty (relu, gated, p-anneal); chosen by the width if not given."),
     ] = None
+    revive: Annotated[
+        float | None,
+        Doc(
+            "Weight of the loss that pulls silent latents up (relu, gated, p-anneal); 0 for none. "
+            "1 if not given, 0 with --resample."
+        ),
+    ] = None
     p_end: Annotated[
         float | None, Doc("Where the penalty's power ends (p-anneal). 0.2 if not given.")
     ] = None
@@ -101,9 +108,16 @@ class TrainConfig:
         Doc("Prefixes that are drawn anew in each step, instead of --prefixes (matryoshka)."),
     ] = None
     decoder_norm: Annotated[
-        Literal["unit", "free"],
-        Doc("Decoder rows keep unit norm, or may grow, and weigh what is selected and penalised."),
-    ] = "unit"
+        Literal["unit", "free"] | None,
+        Doc(
+            "Decoder rows keep unit norm, or may have any, and weigh what is selected and "
+            "penalised. Free with an L1 penalty, else unit, if not given."
+        ),
+    ] = None
+    decoder_scale: Annotated[
+        float | None,
+        Doc("Length of decoder rows in the beginning, if free. 0.1 if not given."),
+    ] = None
     b_dec: Annotated[Literal["mean", "geometric-median", "zero"], Doc("Where b_dec begins.")] = (
         "mean"
     )
@@ -112,7 +126,9 @@ class TrainConfig:
         Doc("The encoder begins as this multiple of the decoder's transpose. 1 if not given."),
     ] = None
     init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None
-    lr: Annotated[float | None, Doc("Peak learning rate; chosen by d_sae if not given.")] = None
+    lr: Annotated[
+        float | None, Doc("Peak learning rate; chosen by the width and --arch if not given.")
+    ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine", "restarts"],
         Doc("Learning rate after the warm-up; 'restarts' is a cosine that begins again."),

@@ -42,6 +42,7 @@ def initial_parameters(
     skip: bool = False,
     init_from: Path | None = None,
     encoder_scale: float = 1.0,
+    decoder_scale: float = 1.0,
 ) -> Parameters:
     """An untrained SAE, transcoder or crosscoder in normalised units, on the CPU.
 
@@ -56,6 +57,7 @@ def initial_parameters(
             then have no say.
         encoder_scale: the encoder's rows as a multiple of the decoder's; not of a
             transcoder, where neither is the other's transpose.
+        decoder_scale: length of decoder rows.
 
     Raises:
         BadInputError: the folder is none, or its tensors don't fit.
@@ -65,10 +67,18 @@ def initial_parameters(
         return _from_folder(units, architecture, d_sae, init_from, skip=skip)
     start = _start(units, b_dec)
     if units.source is not None:
-        return _transcoder(units.source, start, architecture, d_sae, seed, skip=skip)
-    extra, rules = architecture.initial(d_sae), architecture.rules
+        return _transcoder(
+            units.source, start, architecture, d_sae, seed, skip=skip, decoder_scale=decoder_scale
+        )
     return Parameters.initial(
-        start, d_sae, seed, extra, rules, blocks=units.blocks, encoder_scale=encoder_scale
+        start,
+        d_sae,
+        seed,
+        architecture.initial(d_sae),
+        architecture.rules,
+        blocks=units.blocks,
+        encoder_scale=encoder_scale,
+        decoder_scale=decoder_scale,
     )
 
 
@@ -89,8 +99,9 @@ def _transcoder(
     seed: int,
     *,
     skip: bool,
+    decoder_scale: float,
 ) -> Parameters:
-    """Random unit decoder rows, and small encoder rows that are drawn on their own.
+    """Random decoder rows of one length, and small encoder rows that are drawn on their own.
 
     What a latent of a transcoder writes is not what it reads, even where both are in
     the residual stream: there is no transpose to begin with. SAELens draws both on
@@ -104,7 +115,7 @@ def _transcoder(
     return Parameters(
         INITIAL_READ * read,
         torch.zeros(d_sae),
-        W_dec,
+        decoder_scale * W_dec,
         b_dec.clone(),
         architecture.initial(d_sae),
         architecture.rules,

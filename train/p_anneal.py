@@ -13,6 +13,7 @@ from saeflow.train.architecture import Batch, Inference, Objective
 from saeflow.train.config import TrainConfig
 from saeflow.train.parameters import Parameters, Rule
 from saeflow.train.relu import ReLU, default_l1
+from saeflow.train.silent import Silent, revival
 
 _L1_OF_RELU = 0.6
 """Its default penalty as a multiple of a ReLU SAE's: as p falls, small activations pay more."""
@@ -37,6 +38,7 @@ class PAnneal:
         p_end: p in the end; more than 0.
         first, last: between which shares of the steps p falls.
         parts: in how many parts.
+        aux: the loss that revives silent latents; None for none.
     """
 
     l1: float
@@ -44,9 +46,14 @@ class PAnneal:
     first: float = 0.2
     last: float = 0.8
     parts: int = 64
+    aux: Silent | None = None
     name: ClassVar = "p-anneal"
     rules: ClassVar[Mapping[str, Rule]] = {"c": _KEPT, "under_p": _KEPT, "under_next_p": _KEPT}
-    revives: ClassVar = False
+
+    @property
+    def revives(self) -> bool:
+        """If there is a loss for silent latents."""
+        return self.aux is not None
 
     def initial(self, d_sae: int) -> Mapping[str, Tensor]:  # noqa: ARG002  # none is of a latent
         """The factor is 1, and no batch was seen."""
@@ -62,7 +69,7 @@ class PAnneal:
         return 1 - (1 - self.p_end) * min(part, self.parts) / self.parts
 
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
-        """Mean over rows of the weighted squared error and penalty."""
+        """Mean over rows of the weighted squared error and penalty, and the auxiliary loss."""
         codes = ReLU(self.l1).codes(parameters, batch)
         reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
         part = self.part(batch.step, batch.n_steps)
@@ -72,6 +79,8 @@ class PAnneal:
         under_p = power(codes.values, self.p(part), batch.weights)
         under_next_p = power(codes.values.detach(), self.p(part + 1), batch.weights)
         loss = batch.error(reconstruction) + self.l1 * batch.warm_up * c * under_p
+        if self.aux is not None:
+            loss = loss + self.aux.loss(parameters, batch, reconstruction)
         memory = 1.0 if fell or batch.step == 0 else _MEMORY
         renewed = {
             "c": c,
@@ -95,8 +104,9 @@ def power(
 
 
 def from_config(config: TrainConfig, d_in: int, d_sae: int) -> PAnneal:  # noqa: ARG001  # as every maker
-    """From `--l1` and `--p-end`."""
+    """From `--l1`, `--p-end` and `--revive`."""
     return PAnneal(
         _L1_OF_RELU * default_l1(d_in) if config.l1 is None else config.l1,
         PAnneal.p_end if config.p_end is None else config.p_end,
+        aux=revival(config),
     )

@@ -123,8 +123,9 @@ class Parameters(nn.Module):
         *,
         blocks: tuple[int, ...] = (),
         encoder_scale: float = 1.0,
+        decoder_scale: float = 1.0,
     ) -> "Parameters":
-        """Random unit decoder rows, the encoder a multiple of their transpose.
+        """Random decoder rows of one length, the encoder a multiple of their transpose.
 
         So an SAE begins, and a crosscoder; transcoders are in `saeflow.train.initial`.
         A smaller encoder reconstructs as well, but an update turns its rows farther, so
@@ -132,7 +133,8 @@ class Parameters(nn.Module):
         the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
-        W_dec = F.normalize(torch.randn(d_sae, len(b_dec), generator=generator), dim=1)
+        drawn = torch.randn(d_sae, len(b_dec), generator=generator)
+        W_dec = decoder_scale * F.normalize(drawn, dim=1)
         four = encoder_scale * W_dec, torch.zeros(d_sae), W_dec, b_dec.clone()
         return Parameters(*four, extra, rules, blocks=blocks)
 

@@ -1,8 +1,9 @@
 """What a training run will do: the options held against a store, the defaults filled in."""
 
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from saeflow.train.choose import choose_order
 from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
 from saeflow.train.members import Member, make_members
+from saeflow.train.norms import decoder_norm, decoder_scale, rate_factor
 from saeflow.train.order import StreamOrder
 from saeflow.train.schedule import Schedule, default_rate
 
@@ -55,9 +57,19 @@ class SaePlan:
             "hook_points": [hook_point.name for hook_point in member.hook_points],
             "d_in": member.d_in,
             "d_sae": member.d_sae,
+            **self.chosen(),
+            "bytes_of_state": self.bytes_of_state,
+        }
+
+    def chosen(self) -> dict[str, Any]:
+        """What options come to whose defaults depend on others."""
+        own = self.member.config
+        return {
             "lr": self.schedule.peak,
             "dead_after": self.dead_after,
-            "bytes_of_state": self.bytes_of_state,
+            "decoder_norm": decoder_norm(own),
+            "decoder_scale": decoder_scale(own),
+            "architecture": asdict(self.architecture),  # type: ignore[call-overload]  # all are dataclasses
         }
 
 
@@ -88,6 +100,10 @@ class TrainPlan:
     def rows(self) -> int:
         """Rows of all steps."""
         return self.n_steps * self.batch_size
+
+    def remarks(self) -> list[str]:
+        """What was chosen for each SAE, a line each."""
+        return [f"chosen for {sae.member.name}: {json.dumps(sae.chosen())}" for sae in self.saes]
 
     def to_json(self) -> dict[str, Any]:
         """For `--dry-run`."""
@@ -163,7 +179,7 @@ def _schedule(config: TrainConfig, d_sae: int, n_steps: int) -> Schedule:
         decay = 0.0 if by_itself else _DECAY
     pressure = config.sparsity_warm_up
     return Schedule(
-        peak=config.lr or default_rate(d_sae),
+        peak=config.lr or rate_factor(config) * default_rate(d_sae),
         n_steps=n_steps,
         warm_up=round(config.warm_up * n_steps),
         decay=round(decay * n_steps),

@@ -17,6 +17,7 @@ from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
 from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
+from saeflow.train.silent import Silent, revival
 
 L1_PER_ROOT_WIDTH = 0.1
 
@@ -33,7 +34,7 @@ def default_l1(d_in: int) -> float:
 
 @dataclass(frozen=True)
 class ReLU:
-    """`z = relu((x - b_dec) W_enc + b_enc)`, loss `|x - x_hat|^2 + l1 |z|_1`.
+    """`z = relu((x - b_dec) W_enc + b_enc)`, loss `|x - x_hat|^2 + l1 |z|_1` and silent latents'.
 
     In a crosscoder each `z_i` is penalised in proportion to `sum_h |W_dec[i, h]|`, over
     hook points h (Lindsey et al., "Sparse Crosscoders for Cross-Layer Features and
@@ -43,14 +44,19 @@ class ReLU:
     Attributes:
         l1: weight of the penalty, for rows normalised to a mean squared norm of
             d_in; it rises from zero over the warm-up.
+        aux: the loss that revives silent latents; None for none.
     """
 
     l1: float
+    aux: Silent | None = None
     name: ClassVar = "relu"
     rules: ClassVar[Mapping[str, Rule]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
-    revives: ClassVar = False
-    aux: ClassVar = None
+
+    @property
+    def revives(self) -> bool:
+        """If there is a loss for silent latents."""
+        return self.aux is not None
 
     def initial(self, d_sae: int) -> Mapping[str, Tensor]:  # noqa: ARG002  # it has none
         """Nothing beside the four."""
@@ -89,10 +95,12 @@ class ReLU:
         return {}
 
     def objective(self, parameters: Parameters, batch: Batch) -> Objective:
-        """Mean over rows of the weighted squared error and penalty."""
+        """Mean over rows of the weighted squared error and penalty, and the auxiliary loss."""
         codes = self.codes(parameters, batch)
         reconstruction = codes.decode(parameters.W_dec) + parameters.offset(batch.x)
         loss = batch.error(reconstruction) + self.penalty(codes, parameters, batch)
+        if self.aux is not None:
+            loss = loss + self.aux.loss(parameters, batch, reconstruction)
         return Objective(loss, reconstruction.detach(), codes.fired())
 
     def trained(self, parameters: Parameters) -> tuple[Inference, Parameters]:
@@ -110,5 +118,5 @@ def from_cfg(cfg: Mapping[str, Any]) -> ReLU:  # noqa: ARG001  # an inference fo
 
 
 def from_config(config: TrainConfig, d_in: int, d_sae: int) -> ReLU:  # noqa: ARG001  # as every maker
-    """From `--l1`."""
-    return ReLU(default_l1(d_in) if config.l1 is None else config.l1)
+    """From `--l1` and `--revive`."""
+    return ReLU(default_l1(d_in) if config.l1 is None else config.l1, revival(config))

@@ -21,6 +21,8 @@ ErrorsOf = Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, " batch"]]
 class Resampling:
     """The seed's resampler at work on one SAE.
 
+    Decoder rows whose norms are free get the mean norm of those that live.
+
     Rows are normalised ones, chosen by the square of their error at the time of
     resampling, and taken relative to b_dec, so that no decoder row becomes a copy of it.
 
@@ -55,6 +57,8 @@ class Resampling:
             optimizer=optimizer,
         )
         latents = updates[0].dead_neuron_indices.to(parameters.encoder.device)
+        if updater.settings.decoder == "free":
+            _lengthen_as_others(parameters.W_dec, latents)
         for name, start in self.initial.items():
             if parameters.rules[name].trained:
                 tensor = parameters.extra[name]
@@ -62,3 +66,10 @@ class Resampling:
                 optimizer.reset_neurons_state(tensor, latents, axis=0)
         updater.reset(latents)
         return latents
+
+
+def _lengthen_as_others(rows: Float[Tensor, "d_sae d_out"], latents: Int[Tensor, " some"]) -> None:
+    """Unit rows of some latents get the mean norm of the others', if there are any."""
+    lives = torch.ones(len(rows), device=rows.device).index_fill_(0, latents, 0)
+    mean = (rows.norm(dim=1) * lives).sum() / lives.sum().clamp_min(1)
+    rows[latents] *= torch.where(lives.any(), mean, 1.0)

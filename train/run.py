@@ -121,7 +121,7 @@ def train_sae(config: TrainConfig, *, overwrite: bool = False) -> TrainResult:
     plan = make_plan(config, store)
     device = torch.device(choose_device(config.device))
     trainers = {sae.member.name: begin_trainer(config, sae, store, device) for sae in plan.saes}
-    with claimed(config, overwrite=overwrite):
+    with claimed(config, overwrite=overwrite, remarks=plan.remarks()):
         folders = [config.out / SAES / name for name in trainers]
         reading, complete = None, all(folder.is_dir() for folder in folders)
         if not complete:

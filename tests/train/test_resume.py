@@ -38,6 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "resample_rows": 512,
         "resample_threshold": 0.4,
     },
+    "relu, silent ones": {
+        "arch": "relu",
+        "k": None,
+        "l1": 9.0,
+        "dead_after": 600,
+        "tokens": 24 * 256,
+    },
     "gated, muon": {"arch": "gated", "k": None, "optimizer": "muon", "clip": 1.0},
     "matryoshka, free norms": {
         "arch": "matryoshka",

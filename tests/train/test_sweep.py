@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from saeflow.errors import SaeflowError
+from saeflow.harvest.config import HarvestConfig
+from saeflow.harvest.run import harvest_activations
 from saeflow.train.config import TrainConfig
 from saeflow.train.fill import StripFiller
 from saeflow.train.run import TrainResult, train_sae
@@ -64,11 +66,34 @@ def test_eight_saes_in_one_run_are_the_same_eight_alone(
     assert sum(read_rows) == rows * width * len(TABLES)
 
 
-def test_three_hook_points_together_are_the_three_alone(train_config: Make, tmp_path: Path) -> None:
-    together = train_sae(train_config(hook=(HOOK, OTHER)))
-    for hook, sae in zip((HOOK, OTHER), together.saes.values(), strict=True):
-        alone = train_sae(train_config(hook=(hook,), out=tmp_path / hook)).sae
-        assert torch.equal(alone.parameters.encoder, sae.parameters.encoder)
+@pytest.mark.parametrize(
+    "options", [{}, {"arch": "relu", "k": None}, {"arch": "jumprelu", "k": None}]
+)
+def test_three_hook_points_together_are_the_three_alone(
+    train_config: Make,
+    tiny_options: Callable[..., HarvestConfig],
+    lines_of: Callable[[Path], list[dict[str, Any]]],
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    """Weights to the bit, and what metrics.jsonl says of each; the mean is theirs."""
+    hooks = (HOOK, OTHER, "blocks.1.hook_resid_post")
+    harvest_activations(tiny_options(hook=hooks, out=tmp_path / "store"))
+    own = {"store": tmp_path / "store", **options}
+    together = train_sae(train_config(hook=hooks, **own))
+    assert [sae.hook_point for sae in together.saes.values()] == list(hooks)
+    lines = lines_of(together.run / "metrics.jsonl")
+    alone = [train_sae(train_config(hook=(h,), out=tmp_path / h, **own)) for h in hooks]
+    for one, (name, sae) in zip(alone, together.saes.items(), strict=True):
+        mine = dict(sae.parameters.named_parameters())
+        for key, tensor in one.sae.parameters.named_parameters():
+            assert torch.equal(mine[key], tensor), (name, key)
+        assert [line for line in lines if line["sae"] == name] == lines_of(
+            one.run / "metrics.jsonl"
+        )
+    *each, mean = lines[-4:]
+    assert mean["sae"] == "mean"
+    assert mean["l0"] == pytest.approx(sum(line["l0"] for line in each) / 3)
 
 
 def test_each_sae_has_its_lines_and_there_is_a_mean(

@@ -112,7 +112,9 @@ class LitSparseAutoencoderConfig:
             store=Path(),
             out=Path(),
             arch="relu",
+            decoder_norm="unit",  # as the seed's, where nothing but resampling revives
             d_sae=self.n_learned_features,
+            revive=0.0,
             l1=self.l1_coefficient * self.n_input_features,
             b_dec=self.b_dec,
             lr=self.lr,

@@ -174,6 +174,8 @@ def test_lightning_leaves_the_weights_that_saeflow_train_leaves(
     )
     options = train_config(
         arch="relu",
+        decoder_norm="unit",
+        revive=0.0,
         k=None,
         hook=HOOKS,
         d_sae=LATENTS,
@@ -485,7 +487,15 @@ def test_the_defaults_are_the_seeds_and_those_of_saeflow_train() -> None:
     assert config.resample_loss_dataset_size == 819_200
     assert config.resample_threshold_is_dead_portion_fires == 0.0
     own = TrainConfig(
-        store=Path(), out=Path(), arch="relu", d_sae=8, l1=0.004, resample=True, batch_size=1
+        store=Path(),
+        out=Path(),
+        arch="relu",
+        decoder_norm="unit",
+        revive=0.0,
+        d_sae=8,
+        l1=0.004,
+        resample=True,
+        batch_size=1,
     )
     assert config.train_config == own
 
