@@ -77,10 +77,11 @@ _SHORT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 _LONG: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "score against zero ablation": lambda r: _estimate(_score(r, "zero")),
-    "score against mean ablation": lambda r: _estimate(_score(r, "mean")),
+    "reconstruction score": lambda r: _estimate(_score(r, "zero")),
+    "against mean ablation": lambda r: _estimate(_score(r, "mean")),
     "loss, clean": lambda r: _estimate(r["losses"]["clean"]),
     "loss, spliced": lambda r: _estimate(r["losses"]["spliced"]),
+    "loss, zero-ablated": lambda r: _estimate(r["losses"]["zero_ablated"]),
     "loss increase": lambda r: _estimate(r["loss_increase"]),
     "KL divergence": lambda r: _estimate(r["kl"]),
     "top-1 agreement": lambda r: _share(r["top1_agreement"]["value"]),

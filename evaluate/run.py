@@ -97,6 +97,7 @@ def evaluate_saes(
     in_order = {one.name: results[one.name] for one in opened}
     if config.report and (missing or not outputs.report.is_file()):
         write_page(in_order, outputs, {one.name: one.folder for one in opened})
+        console.say(f"all of it to look at: {outputs.report}")
     return in_order
 
 

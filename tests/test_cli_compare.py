@@ -37,7 +37,7 @@ def test_one_table_and_one_page(compare: Run, saved: Callable[..., Path], tmp_pa
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert any("one" in line and "two" in line for line in lines)
-    assert sum("score against zero ablation" in line for line in lines) == 1
+    assert sum("reconstruction score" in line for line in lines) == 1
     assert "not like for like" not in outcome.out
     page = (tmp_path / "comparison.html").read_text()
     assert '"name":"one"' in page

@@ -80,7 +80,7 @@ def test_a_table_and_one_line_of_verdict(evaluate: Run, sae: Path) -> None:
     outcome = evaluate()
     assert outcome.code == 0
     table, verdict = outcome.out.splitlines()[:-1], outcome.out.splitlines()[-1]
-    for label in ("score against zero ablation", "KL divergence", "FVU per row", "dead latents"):
+    for label in ("reconstruction score", "KL divergence", "FVU per row", "dead latents"):
         assert sum(label in line for line in table) == 1
     assert verdict == json.loads((sae / "scores.json").read_text())["verdict"]
 

@@ -127,7 +127,7 @@ def test_the_table_has_a_column_a_result(
     rows = [line.replace("┃", "│").split("│") for line in lines]
     cells = {row[1].strip(): [cell.strip() for cell in row[2:4]] for row in rows if len(row) > 3}
     score = result.reconstruction_score
-    assert cells["score against zero ablation"][0].startswith(f"{score:.4f} (")
-    assert cells["score against zero ablation"][1] == "-"
+    assert cells["reconstruction score"][0].startswith(f"{score:.4f} (")
+    assert cells["reconstruction score"][1] == "-"
     assert cells["dead latents"][0] == "461 of 4,608 (10.0%)"
     assert cells["FVU per row"][0] == f"{result.row_fvu:.4f}"
