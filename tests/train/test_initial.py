@@ -12,7 +12,7 @@ from saeflow.errors import BadInputError
 from saeflow.harvest.layout import HookPoint
 from saeflow.train.architecture import Architecture
 from saeflow.train.batchtopk import BatchTopK
-from saeflow.train.folder import save_sae
+from saeflow.train.folder import metadata, save_sae
 from saeflow.train.gated import Gated
 from saeflow.train.initial import INITIAL_READ, Start, initial_parameters
 from saeflow.train.jumprelu import JumpReLU
@@ -121,7 +121,7 @@ def saved(
     inputs = [HookPoint(f"h{i}", (width,)) for i, width in enumerate(units.blocks or (source,))]
     target = HookPoint("out", (folded.d_out,)) if units.source else None
     cfg = cfg_of(inference, inputs, target, 12, skip=skip)
-    cfg["metadata"] = hook_metadata(inputs, target)
+    cfg["metadata"] = metadata(**hook_metadata(inputs, target))
     sae = SAE(inference, folded, cfg)
     save_sae(sae, folder, torch.rand(8, folded.d_in, generator=generator))
     return sae
@@ -209,7 +209,7 @@ def test_decoder_norms_of_another_library_go_to_the_latents(
     p = random_parameters(5, 12).float().requires_grad_(False)
     p.W_dec.mul_(torch.linspace(0.5, 2, 12)[:, None])
     cfg = cfg_of(ReLU(0.0), [HookPoint("h", (5,))], None, 12)
-    sae = SAE(ReLU(0.0), p, {**cfg, "metadata": {}})
+    sae = SAE(ReLU(0.0), p, {**cfg, "metadata": metadata()})
     save_sae(sae, tmp_path / "sae", torch.rand(8, 5))
     begun = initial_parameters(OF_SAE, ReLU(1.0), 12, 0, init_from=tmp_path / "sae")
     torch.testing.assert_close(begun.W_dec.norm(dim=1), torch.ones(12))
