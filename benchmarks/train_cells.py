@@ -33,7 +33,7 @@ SPARSITIES: dict[str, dict[str, tuple[float, float]]] = {
         "relu": (2.5, 8),
         "gated": (4, 10),
         "p-anneal": (1, 3),
-        "jumprelu": (1, 4),
+        "jumprelu": (0.4, 1.2),
     },
     SAELENS: {**_BY_K, "relu": (4, 10), "gated": (5, 12), "jumprelu": (2, 5)},
     DL: {

@@ -9,8 +9,8 @@ from saeflow.train.initial import initial_parameters
 from saeflow.train.kinds import check_kind
 from saeflow.train.members import Member
 from saeflow.train.normalisation import Normalisation
-from saeflow.train.norms import decoder_norm, decoder_scale
 from saeflow.train.optimizer import UpdateSettings
+from saeflow.train.penalised import decoder_norm, decoder_scale
 from saeflow.train.plan import SaePlan
 from saeflow.train.resample import Resampling
 from saeflow.train.seeds.activation_resampler import ActivationResampler

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from saeflow.config import flag_of, require
-from saeflow.train.norms import decoder_norm
+from saeflow.train.penalised import decoder_norm
 
 _OPTIONS_OF = {
     "k": ("topk", "batchtopk", "matryoshka"),

@@ -111,7 +111,7 @@ class TrainConfig:
         Literal["unit", "free"] | None,
         Doc(
             "Decoder rows keep unit norm, or may have any, and weigh what is selected and "
-            "penalised. Free with an L1 penalty, else unit, if not given."
+            "penalised. Free where there is a penalty, unit with --k, if not given."
         ),
     ] = None
     decoder_scale: Annotated[
@@ -144,7 +144,10 @@ class TrainConfig:
     ] = None
     sparsity_warm_up: Annotated[
         float | None,
-        Doc("Share of the steps over which the penalty rises; as --warm-up if not given."),
+        Doc(
+            "Share of the steps over which the penalty rises; all with --arch jumprelu, else as "
+            "--warm-up, if not given."
+        ),
     ] = None
     optimizer: Annotated[Literal["adam", "muon", "schedule-free"], Doc("What takes the steps.")] = (
         "adam"

@@ -19,11 +19,14 @@ from saeflow.train.config import TrainConfig
 from saeflow.train.dense import Dense
 from saeflow.train.encoded import encoded
 from saeflow.train.parameters import Parameters, Rule
+from saeflow.train.penalised import decoder_norm, decoder_scale
 
 _L0_PER_WIDTH = {"step": 0.0025, "tanh": 0.0006}
 """A normalised row's squared norm is d_in: what an active latent saves is in proportion."""
 _TARGET_WEIGHT = 0.5
 _TANH_SCALE = 4.0
+_DEAD_WEIGHT = {"unit": 0.1, "free": 3.0}
+"""Where norms are free, the rate is twice as high, and more latents fall silent."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class JumpReLU:
         penalty: which one.
         target: the number of active latents to arrive at; None for none.
         bandwidth: width of the window, in units of normalised rows.
-        start: threshold before training, in the same units. A random latent's
-            pre-activations deviate by about 1, so that one in six is above it.
-        dead_weight: of `relu(threshold - pre)`, summed over dead latents, which
-            revives them.
+        start: threshold before training. Where encoder rows begin with
+            this length, pre-activations deviate by as much, and one in six is above it.
+        dead_weight: of `threshold - pre`, summed over dead latents that are silent in
+            all the batch, which revives them.
     """
 
     weight: float = 0.0
@@ -94,8 +97,9 @@ class JumpReLU:
         penalty = self.weight * batch.warm_up * self._penalty(pre, codes, threshold, batch)
         loss = batch.error(reconstruction) + penalty
         if batch.dead is not None and len(batch.dead):
-            silent = (threshold - pre)[:, batch.dead].relu().sum(1)
-            loss = loss + self.dead_weight * (batch.weights * silent).mean()
+            below = (threshold - pre)[:, batch.dead]
+            still = (below.detach() >= 0).all(0)
+            loss = loss + self.dead_weight * (batch.weights * (below * still).sum(1)).mean()
         return Objective(loss, reconstruction.detach(), codes.fired())
 
     def _penalty(
@@ -135,6 +139,8 @@ def from_config(config: TrainConfig, d_in: int, d_sae: int) -> JumpReLU:
         penalty=config.sparsity,
         target=target,
         bandwidth=JumpReLU.bandwidth if config.bandwidth is None else config.bandwidth,
+        start=JumpReLU.start if config.target_hook else decoder_scale(config),
+        dead_weight=_DEAD_WEIGHT[decoder_norm(config)],
     )
 
 

@@ -17,8 +17,13 @@ from saeflow.train.choose import choose_order
 from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
 from saeflow.train.members import Member, make_members
-from saeflow.train.norms import decoder_norm, decoder_scale, rate_factor
 from saeflow.train.order import StreamOrder
+from saeflow.train.penalised import (
+    decoder_norm,
+    decoder_scale,
+    rate_factor,
+    sparsity_warm_up,
+)
 from saeflow.train.schedule import Schedule, default_rate
 
 _BYTES_A_PARAMETER = 16
@@ -69,6 +74,7 @@ class SaePlan:
             "dead_after": self.dead_after,
             "decoder_norm": decoder_norm(own),
             "decoder_scale": decoder_scale(own),
+            "sparsity_warm_up": sparsity_warm_up(own),
             "architecture": asdict(self.architecture),  # type: ignore[call-overload]  # all are dataclasses
         }
 
@@ -177,7 +183,6 @@ def _schedule(config: TrainConfig, d_sae: int, n_steps: int) -> Schedule:
     if decay is None:
         by_itself = config.schedule != "constant" or config.optimizer == "schedule-free"
         decay = 0.0 if by_itself else _DECAY
-    pressure = config.sparsity_warm_up
     return Schedule(
         peak=config.lr or rate_factor(config) * default_rate(d_sae),
         n_steps=n_steps,
@@ -185,7 +190,7 @@ def _schedule(config: TrainConfig, d_sae: int, n_steps: int) -> Schedule:
         decay=round(decay * n_steps),
         shape=config.schedule,
         cycles=config.cycles or 4,
-        sparsity_warm_up=None if pressure is None else round(pressure * n_steps),
+        sparsity_warm_up=round(sparsity_warm_up(config) * n_steps),
     )
 
 

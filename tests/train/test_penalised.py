@@ -1,4 +1,4 @@
-"""What goes with an L1 penalty: short free decoder rows at first, and a higher rate."""
+"""What goes with a sparsity penalty: short free decoder rows at first, and a higher rate."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from saeflow.train.begin import begin_trainer
 from saeflow.train.config import TrainConfig
 from saeflow.train.initial import initial_parameters
 from saeflow.train.normalisation import Normalisation
-from saeflow.train.norms import decoder_norm, decoder_scale, rate_factor
 from saeflow.train.optimizer import UpdateSettings
+from saeflow.train.penalised import decoder_norm, decoder_scale, rate_factor
 from saeflow.train.plan import make_plan
 from saeflow.train.relu import ReLU
 from saeflow.train.resample import Resampling
@@ -35,7 +35,7 @@ def options(**given: Any) -> TrainConfig:
 
 CHOSEN: list[tuple[dict[str, Any], tuple[str, float, float]]] = [
     ({"arch": "topk"}, ("unit", 1.0, 1.0)),
-    ({"arch": "jumprelu"}, ("unit", 1.0, 1.0)),
+    ({"arch": "jumprelu"}, ("free", 0.1, 2.0)),
     ({"arch": "matryoshka"}, ("unit", 1.0, 1.0)),
     ({"arch": "topk", "decoder_norm": "free"}, ("free", 0.1, 1.0)),
     ({"arch": "relu"}, ("free", 0.1, 2.0)),
