@@ -145,8 +145,8 @@ class TrainConfig:
     sparsity_warm_up: Annotated[
         float | None,
         Doc(
-            "Share of the steps over which the penalty rises; all with --arch jumprelu, else as "
-            "--warm-up, if not given."
+            "Share of the steps over which the penalty rises. If not given, as --warm-up; all for "
+            "jumprelu without --target-l0 or --sparsity tanh."
         ),
     ] = None
     optimizer: Annotated[Literal["adam", "muon", "schedule-free"], Doc("What takes the steps.")] = (

@@ -108,5 +108,16 @@ def test_dead_latents_are_pulled_towards_their_thresholds(random_parameters: Mak
         assert grad[3].sign() == sign
 
 
+def test_what_is_active_in_the_batch_is_pulled_no_more(random_parameters: Make) -> None:
+    p, x = with_thresholds(random_parameters(6, 11)), batch_of(9, 6)
+    with torch.no_grad():
+        p.b_enc[3] = 50.0
+    losses = [
+        JumpReLU(weight=1.0).objective(p, Batch(x, torch.ones(9).double(), dead=dead)).loss
+        for dead in (torch.tensor([3]), None)
+    ]
+    torch.testing.assert_close(*losses)
+
+
 def test_an_inference_folder_holds_no_penalty() -> None:
     assert from_cfg(JumpReLU(weight=3.0).to_cfg()) == JumpReLU()

@@ -11,12 +11,18 @@ from torch import Tensor
 
 from saeflow.errors import BadInputError
 from saeflow.harvest.store import open_store
+from saeflow.train.architectures import MAKERS
 from saeflow.train.begin import begin_trainer
 from saeflow.train.config import TrainConfig
 from saeflow.train.initial import initial_parameters
 from saeflow.train.normalisation import Normalisation
 from saeflow.train.optimizer import UpdateSettings
-from saeflow.train.penalised import decoder_norm, decoder_scale, rate_factor
+from saeflow.train.penalised import (
+    decoder_norm,
+    decoder_scale,
+    rate_factor,
+    sparsity_warm_up,
+)
 from saeflow.train.plan import make_plan
 from saeflow.train.relu import ReLU
 from saeflow.train.resample import Resampling
@@ -36,6 +42,8 @@ def options(**given: Any) -> TrainConfig:
 CHOSEN: list[tuple[dict[str, Any], tuple[str, float, float]]] = [
     ({"arch": "topk"}, ("unit", 1.0, 1.0)),
     ({"arch": "jumprelu"}, ("free", 0.1, 2.0)),
+    ({"arch": "jumprelu", "sparsity": "tanh"}, ("unit", 1.0, 1.0)),
+    ({"arch": "jumprelu", "target_l0": 8.0}, ("unit", 1.0, 1.0)),
     ({"arch": "matryoshka"}, ("unit", 1.0, 1.0)),
     ({"arch": "topk", "decoder_norm": "free"}, ("free", 0.1, 1.0)),
     ({"arch": "relu"}, ("free", 0.1, 2.0)),
@@ -52,6 +60,28 @@ CHOSEN: list[tuple[dict[str, Any], tuple[str, float, float]]] = [
 def test_what_is_chosen(given: dict[str, Any], chosen: tuple[str, float, float]) -> None:
     config = options(**given)
     assert (decoder_norm(config), decoder_scale(config), rate_factor(config)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"arch": "relu"}, 0.05),
+        ({"arch": "relu", "warm_up": 0.1}, 0.1),
+        ({"arch": "jumprelu"}, 1.0),
+        ({"arch": "jumprelu", "target_l0": 8.0}, 0.05),
+        ({"arch": "jumprelu", "sparsity_warm_up": 0.3}, 0.3),
+    ],
+)
+def test_how_long_the_penalty_rises(given: dict[str, Any], share: float) -> None:
+    assert sparsity_warm_up(options(**given)) == share
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_thresholds_begin_where_short_encoder_rows_reach(scale: float | None) -> None:
+    config = options(arch="jumprelu", decoder_scale=scale)
+    architecture = MAKERS["jumprelu"](config, 16, 64)
+    expected = torch.full((64,), 0.1 if scale is None else scale)
+    torch.testing.assert_close(architecture.initial(64)["threshold"], expected)
 
 
 @pytest.mark.parametrize(
