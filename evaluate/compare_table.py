@@ -49,7 +49,7 @@ def _estimate(estimate: Mapping[str, Any] | None) -> str:
     told = _decimals(estimate["value"])
     if estimate["low"] is None:
         return told
-    return f"{told} [dim]({estimate['low']:.4f} to {estimate['high']:.4f})[/dim]"
+    return f"{told} [dim]({estimate['low']:.4f}\N{EN DASH}{estimate['high']:.4f})[/dim]"
 
 
 def _score(result: Mapping[str, Any], ablation: str) -> Mapping[str, Any] | None:
@@ -79,9 +79,9 @@ _SHORT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 _LONG: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "reconstruction score": lambda r: _estimate(_score(r, "zero")),
     "against mean ablation": lambda r: _estimate(_score(r, "mean")),
-    "loss, clean": lambda r: _estimate(r["losses"]["clean"]),
-    "loss, spliced": lambda r: _estimate(r["losses"]["spliced"]),
-    "loss, zero-ablated": lambda r: _estimate(r["losses"]["zero_ablated"]),
+    "loss, clean": lambda r: _value(r["losses"]["clean"]),
+    "loss, spliced": lambda r: _value(r["losses"]["spliced"]),
+    "loss, zero-ablated": lambda r: _value(r["losses"]["zero_ablated"]),
     "loss increase": lambda r: _estimate(r["loss_increase"]),
     "KL divergence": lambda r: _estimate(r["kl"]),
     "top-1 agreement": lambda r: _share(r["top1_agreement"]["value"]),

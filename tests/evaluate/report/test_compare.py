@@ -99,7 +99,7 @@ def test_few_results_are_columns_and_many_are_rows() -> None:
     few = printed([made_result("one[bold]"), made_result("two", quality=0.5)])
     assert "one[bold]" in few.splitlines()[2]
     (score,) = [line for line in few.splitlines() if "reconstruction score" in line]
-    assert "0.9300 (0.9260 to 0.9344)" in score
+    assert "0.9300 (0.9260\N{EN DASH}0.9344)" in score
     assert "0.5000" in score
     many = printed([made_result(f"sae{at}", quality=0.9 - at / 100) for at in range(5)])
     (fourth,) = [line for line in many.splitlines() if "sae3" in line]
