@@ -73,7 +73,9 @@ function showSparsity(result) {
     ]),
     el("div", { class: "two" },
       figure("Active latents of a row", `mean ${significant(found.l0, 4)}, median ${significant(found.l0_quantiles["0.5"], 4)}`,
-        histogram("Rows by how many latents are active", found.l0_edges, found.l0_counts, { name: "active latents (L0)", show: count, of: "rows" }),
+        found.l0_edges[1] - found.l0_edges[0] === 1 && found.l0_counts.length === 1
+          ? el("p", {}, `Every row has ${count(found.l0_edges[0])}.`)
+          : histogram("Rows by how many latents are active", found.l0_edges, found.l0_counts, { name: "active latents (L0)", show: count, of: "rows" }),
         ["", "Active latents"], [["mean", significant(found.l0, 4)], ...quantiles]),
       figure("Density of latents", `${count(found.dead)} dead latents are in no bin`,
         histogram("How often latents are active", found.density_edges, found.density_counts, { name: "share of rows in which a latent is active", show: power, of: "latents" }),
