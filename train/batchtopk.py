@@ -55,10 +55,7 @@ class BatchTopK:
         """The active latents of a training batch."""
         centred, bias = parameters.centred(batch.x)
         n_pairs = self.k * len(batch.x)
-        row_scale = batch.weights.sqrt()
-        return encode_batchtopk(
-            centred, parameters.encoder, bias, n_pairs, row_scale, known=batch.known
-        )
+        return encode_batchtopk(centred, parameters.encoder, bias, n_pairs, known=batch.known)
 
     def penalty(self, codes: Codes, parameters: Parameters, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
         """None: how many latents are active needs no encouragement."""
@@ -68,8 +65,8 @@ class BatchTopK:
         self, codes: Codes, parameters: Parameters, batch: Batch
     ) -> Mapping[str, Float[Tensor, ""]]:
         """The threshold after a batch: a mean over the first steps, then over the last ones."""
-        compared = codes.values.detach() * batch.weights.sqrt()[codes.rows]
-        smallest = torch.where(compared > 0, compared, torch.inf).amin()
+        values = codes.values.detach()
+        smallest = torch.where(values > 0, values, torch.inf).amin()
         before = parameters.state["threshold"]
         after = before.lerp(smallest.to(before.dtype), 1 / min(batch.step + 1, _MEMORY))
         return {"threshold": torch.where(smallest.isfinite(), after, before)}

@@ -10,7 +10,7 @@ from saeflow.train.kinds import check_kind
 from saeflow.train.members import Member
 from saeflow.train.normalisation import Normalisation
 from saeflow.train.optimizer import UpdateSettings
-from saeflow.train.penalised import decoder_norm, decoder_scale
+from saeflow.train.penalised import bias_rate, decoder_norm, decoder_scale
 from saeflow.train.plan import SaePlan
 from saeflow.train.resample import Resampling
 from saeflow.train.seeds.activation_resampler import ActivationResampler
@@ -63,6 +63,7 @@ def trainer_in_units(
         clip=own.clip,
         ema=own.ema,
         decoder=decoder_norm(own),
+        bias_rate=bias_rate(own, plan.member.d_in),
         resettable=own.resample,
     )
     return Trainer(

@@ -97,7 +97,7 @@ def check_sae(config: Any) -> None:
     """
     positive = (
         *("d_sae", "expansion", "k", "lr", "dead_after", "clip", "encoder_scale", "decoder_scale"),
-        *("target_l0", "bandwidth", "p_end", "drawn_prefixes", "cycles"),
+        *("bias_rate", "target_l0", "bandwidth", "p_end", "drawn_prefixes", "cycles"),
         *("resample_every", "resample_window", "resample_rows"),
     )
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)

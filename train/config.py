@@ -129,6 +129,13 @@ class TrainConfig:
     lr: Annotated[
         float | None, Doc("Peak learning rate; chosen by the width and --arch if not given.")
     ] = None
+    bias_rate: Annotated[
+        float | None,
+        Doc(
+            "Learning rate of b_enc, as a multiple of the others'. The root of the width where "
+            "there is an L1 penalty on free decoder norms, 1 otherwise, if not given."
+        ),
+    ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine", "restarts"],
         Doc("Learning rate after the warm-up; 'restarts' is a cosine that begins again."),

@@ -37,6 +37,7 @@ class UpdateSettings:
         clip: the gradient is shortened to this norm, over all tensors; None for never.
         ema: decay of the moving average that `Updater.final` hands out; None for none.
         decoder: "unit" keeps every decoder row at norm 1, "free" lets them grow.
+        bias_rate: the learning rate of `b_enc`, as a multiple of the others'.
         resettable: the optimizer can forget single latents, as resampling needs.
     """
 
@@ -46,6 +47,7 @@ class UpdateSettings:
     clip: float | None = None
     ema: float | None = None
     decoder: Literal["unit", "free"] = "unit"
+    bias_rate: float = 1.0
     resettable: bool = False
 
 
@@ -246,10 +248,10 @@ def _make_optimizers(parameters: Parameters, settings: UpdateSettings) -> dict[s
         "--ema is not for --optimizer schedule-free, whose result is an average: leave it out",
     )
     if kind == "schedule-free":
-        return {kind: make_schedule_free(_groups(parameters), betas)}
+        return {kind: make_schedule_free(_groups(parameters, settings.bias_rate), betas)}
     weights = [parameters.encoder, parameters.W_dec] if kind == "muon" else []
     maker = AdamWithReset if settings.resettable else Adam
-    rest = maker(_groups(parameters, weights), lr=0.0, betas=betas, fused=True)
+    rest = maker(_groups(parameters, settings.bias_rate, weights), lr=0.0, betas=betas, fused=True)
     return {"adam": rest, **({"muon": _make_muon(weights)} if weights else {})}
 
 
@@ -267,12 +269,14 @@ def _make_muon(weights: Collection[Tensor]) -> Optimizer:
     )
 
 
-def _groups(parameters: Parameters, without: Collection[Tensor] = ()) -> list[dict[str, Any]]:
+def _groups(
+    parameters: Parameters, bias_rate: float, without: Collection[Tensor] = ()
+) -> list[dict[str, Any]]:
     """Groups of equal learning rate, with their factor; some tensors have one of their own."""
     by_factor: dict[float, list[Tensor]] = {1.0: []}
+    factors = {"b_enc": bias_rate, **{name: rule.rate for name, rule in parameters.rules.items()}}
     for name, tensor in parameters.named_parameters():
-        own = _own_name(name)
-        factor = parameters.rules[own].rate if own != name else 1.0
+        factor = factors.get(_own_name(name), 1.0)
         if all(tensor is not other for other in without):
             by_factor.setdefault(factor, []).append(tensor)
     return [{"params": tensors, "factor": factor} for factor, tensors in by_factor.items()]

@@ -7,6 +7,7 @@ and their encoders leave an FVU per row of 0.43 at L0 40, rows of length 0.1 lea
 at L0 36.
 """
 
+import math
 from typing import Any, Literal
 
 DecoderNorm = Literal["unit", "free"]
@@ -59,6 +60,25 @@ def rate_factor(config: Any) -> float:
     """
     fast = is_penalised(config) and config.arch != "p-anneal" and decoder_norm(config) == "free"
     return 2.0 if fast else 1.0
+
+
+def bias_rate(config: Any, d_in: int) -> float:
+    """`--bias-rate`, or what suits the penalty: with an L1 penalty on free norms, the root of d_in.
+
+    A step of Adam changes each of the d_in weights of an encoder row as much as its bias,
+    and rows have d_in channels of unit size: at one rate, a bias hardly moves in a short
+    run, and a latent gets sparse by its weights alone. A JumpReLU SAE's thresholds have
+    a rate of their own.
+
+    Args:
+        config: of one SAE.
+        d_in: width of what it reads.
+    """
+    given: float | None = config.bias_rate
+    if given is not None:
+        return given
+    rooted = is_penalised(config) and not _counts(config) and decoder_norm(config) == "free"
+    return math.sqrt(d_in) if rooted else 1.0
 
 
 def sparsity_warm_up(config: Any) -> float:

@@ -19,6 +19,7 @@ from saeflow.train.filters import kept_bits
 from saeflow.train.members import Member, make_members
 from saeflow.train.order import StreamOrder
 from saeflow.train.penalised import (
+    bias_rate,
     decoder_norm,
     decoder_scale,
     rate_factor,
@@ -68,9 +69,11 @@ class SaePlan:
 
     def chosen(self) -> dict[str, Any]:
         """What options come to whose defaults depend on others."""
-        own = self.member.config
+        member = self.member
+        own = member.config
         return {
             "lr": self.schedule.peak,
+            "bias_rate": bias_rate(own, member.d_in),
             "dead_after": self.dead_after,
             "decoder_norm": decoder_norm(own),
             "decoder_scale": decoder_scale(own),

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Select = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""From pre-activations, which it may overwrite: values, rows and latents, rows rising."""
+"""From pre-activations: values, rows and latents, rows rising."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Codes:
 
     def _by_block(self, widths: Sequence[int]) -> "Codes":
         """As many rows of each row as there are widths: the pairs between one and the next."""
-        bounds = torch.tensor(widths, device=self.latents.device)
-        block = torch.bucketize(self.latents, bounds, right=True)
-        rows = self.rows * len(widths) + block
+        rows = self.rows * len(widths)
+        for width in widths[:-1]:  # not bucketize, whose bounds a GPU would wait for
+            rows = rows + (self.latents >= width)
         by_row = rows.argsort(stable=True)
         latents, rows = self.latents[by_row], rows[by_row]
         return replace(
@@ -108,7 +108,6 @@ def encode_batchtopk(
     encoder: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     n_pairs: int,
-    row_scale: Float[Tensor, " batch"],
     *,
     known: Float[Tensor, "batch d_sae"] | None = None,
 ) -> Codes:
@@ -119,12 +118,9 @@ def encode_batchtopk(
         encoder: one row a latent.
         bias: of the pre-activations.
         n_pairs: how many are kept.
-        row_scale: what a row's pre-activations are multiplied by when they are
-            compared with those of other rows; more than 0.
-        known: the pre-activations, where someone has computed them; written over.
+        known: the pre-activations, where someone has computed them.
     """
-    select = partial(_largest_of_all, n_pairs=n_pairs, row_scale=row_scale)
-    return _encode(x, encoder, bias, select, known)
+    return _encode(x, encoder, bias, partial(_largest_of_all, n_pairs=n_pairs), known)
 
 
 def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +129,10 @@ def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Te
     return (values if negative else values.relu()).flatten(), rows, latents.flatten()
 
 
-def _largest_of_all(
-    pre: Tensor, *, n_pairs: int, row_scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    compared = pre.mul_(row_scale[:, None]).flatten()
-    kept = compared.topk(n_pairs, sorted=False).indices.sort().values
-    rows = kept // pre.shape[1]
-    return (compared[kept] / row_scale[rows]).relu(), rows, kept % pre.shape[1]
+def _largest_of_all(pre: Tensor, *, n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    flat = pre.flatten()
+    kept = flat.topk(n_pairs, sorted=False).indices.sort().values
+    return flat[kept].relu(), kept // pre.shape[1], kept % pre.shape[1]
 
 
 def _encode(

@@ -165,9 +165,10 @@ def test_the_rate_of_the_step_is_used_and_gradients_are_gone(
     p = make_parameters()
     before = snapshot(p)
     backward(tensor.sum() for tensor in p.parameters())
-    Updater(p, UpdateSettings()).step(0.0005)
+    Updater(p, UpdateSettings(bias_rate=4.0)).step(0.0005)
     moved = {name: (before[name] - tensor).detach() for name, tensor in p.named_parameters()}
     torch.testing.assert_close(moved["b_dec"], torch.full((6,), 0.0005))
+    torch.testing.assert_close(moved["b_enc"], torch.full((20,), 0.002))
     torch.testing.assert_close(moved["extra.threshold"], torch.full((20,), 0.005))
     assert all(tensor.grad is None for tensor in p.parameters())
 

@@ -1,4 +1,4 @@
-"""What goes with a sparsity penalty: short free decoder rows at first, and a higher rate."""
+"""What goes with a sparsity penalty: short free decoder rows at first, and higher rates."""
 
 import json
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from saeflow.train.initial import initial_parameters
 from saeflow.train.normalisation import Normalisation
 from saeflow.train.optimizer import UpdateSettings
 from saeflow.train.penalised import (
+    bias_rate,
     decoder_norm,
     decoder_scale,
     rate_factor,
@@ -76,6 +77,30 @@ def test_how_long_the_penalty_rises(given: dict[str, Any], share: float) -> None
     assert sparsity_warm_up(options(**given)) == share
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({"arch": "relu"}, 8.0),
+        ({"arch": "gated"}, 8.0),
+        ({"arch": "p-anneal"}, 8.0),
+        ({"arch": "matryoshka", "base": "relu"}, 8.0),
+        ({"arch": "relu", "decoder_norm": "unit"}, 1.0),
+        ({"arch": "jumprelu"}, 1.0),
+        ({"arch": "topk"}, 1.0),
+        ({"arch": "topk", "bias_rate": 3.0}, 3.0),
+        ({"arch": "relu", "bias_rate": 1.0}, 1.0),
+    ],
+)
+def test_biases_keep_up_with_rows_of_width_64(given: dict[str, Any], rate: float) -> None:
+    assert bias_rate(options(**given), 64) == rate
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf")])
+def test_a_rate_of_biases_is_a_positive_number(rate: float) -> None:
+    with pytest.raises(BadInputError, match="--bias-rate"):
+        options(bias_rate=rate)
+
+
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_thresholds_begin_where_short_encoder_rows_reach(scale: float | None) -> None:
     config = options(arch="jumprelu", decoder_scale=scale)
@@ -105,6 +130,7 @@ def test_an_sae_begins_as_was_chosen(train_config: Make, scale: float | None) ->
     assert torch.equal(p.encoder, p.W_dec)
     assert trainer.settings.decoder == "free"
     assert trainer.schedule.peak == 2 * default_rate(48)
+    assert trainer.settings.bias_rate == 32**0.5
     (given,) = make_plan(train_config(arch="relu", k=None, lr=0.01), store).saes
     assert given.schedule.peak == 0.01
 
@@ -122,6 +148,7 @@ def test_a_run_says_what_was_chosen(train_config: Make) -> None:
     relu, topk = told.values()
     assert (relu["decoder_norm"], relu["decoder_scale"]) == ("free", 0.1)
     assert relu["architecture"]["l1"] == pytest.approx(0.1 * 32**0.5)
+    assert (relu["bias_rate"], topk["bias_rate"]) == (32**0.5, 1.0)
     assert (topk["decoder_norm"], topk["architecture"]["k"]) == ("unit", 32)
     assert train_sae(config).already_complete
 

@@ -65,9 +65,9 @@ def test_encode_and_decode_equal_the_dense_formula(
     assert torch.equal(codes.fired(), (latents > 0).float().sum(0))
 
 
-def dense_batchtopk(pre: Tensor, n_pairs: int, row_scale: Tensor) -> Tensor:
-    compared = (pre * row_scale[:, None]).flatten()
-    kept = torch.zeros_like(compared).scatter(0, compared.topk(n_pairs).indices, 1.0)
+def dense_batchtopk(pre: Tensor, n_pairs: int) -> Tensor:
+    flat = pre.flatten()
+    kept = torch.zeros_like(flat).scatter(0, flat.topk(n_pairs).indices, 1.0)
     return (pre * kept.view_as(pre)).relu()
 
 
@@ -79,14 +79,13 @@ def test_the_largest_of_a_batch_equal_the_dense_formula(
 ) -> None:
     batch, d_in, d_sae, k = shape
     x, upstream = draw(seed + 10, batch, d_in), draw(seed + 11, batch, d_in)
-    row_scale = draw(seed + 12, batch).abs() + 0.1
     encoder, bias, decoder = leaves(seed, d_in, d_sae)
 
-    codes = encode_batchtopk(x, encoder, bias, k * batch, row_scale)
+    codes = encode_batchtopk(x, encoder, bias, k * batch)
     sparse = codes.decode(decoder)
     found = torch.autograd.grad((sparse * upstream).sum(), (encoder, bias, decoder))
 
-    latents = dense_batchtopk(x @ encoder.t() + bias, k * batch, row_scale)
+    latents = dense_batchtopk(x @ encoder.t() + bias, k * batch)
     dense = latents @ decoder
     expected = torch.autograd.grad((dense * upstream).sum(), (encoder, bias, decoder))
 
@@ -170,7 +169,7 @@ def test_gradients_are_the_same_bits_in_every_run(of_the_batch: bool) -> None:
 
     def gradients() -> tuple[Tensor, ...]:
         if of_the_batch:
-            codes = encode_batchtopk(x, weights[0], weights[1], 16 * 512, torch.ones(512))
+            codes = encode_batchtopk(x, weights[0], weights[1], 16 * 512)
         else:
             codes = encode_topk(x, weights[0], weights[1], 16)
         return torch.autograd.grad(codes.decode(weights[2]).square().sum(), weights)

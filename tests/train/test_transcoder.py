@@ -76,9 +76,8 @@ def dense_loss(architecture: Architecture, p: Parameters, batch: Batch) -> Tenso
             values, kept = pre.topk(k)
             return error(torch.zeros_like(pre).scatter(1, kept, values.relu()))
         case BatchTopK(k):
-            compared = pre * weights.sqrt()[:, None]
-            least = compared.flatten().topk(k * len(x)).values[-1]
-            return error(pre.relu() * (compared >= least))
+            least = pre.flatten().topk(k * len(x)).values[-1]
+            return error(pre.relu() * (pre >= least))
         case ReLU(l1) | PAnneal(l1):
             return error(pre.relu()) + l1 * mean(pre.relu().sum(1))
         case JumpReLU(weight, _, aim, bandwidth):
