@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saeflow.train.config import TrainConfig
+from saeflow.train.penalised import rate_factor
 from saeflow.train.schedule import default_rate
 
 OURS, SAELENS, DL, LOOP = "ours", "saelens", "dl", "loop"
@@ -27,13 +29,13 @@ _SCRIPTS = {
 }
 
 _BY_K = dict.fromkeys(("topk", "batchtopk", "matryoshka"), (32.0, 64.0))
-SPARSITIES: dict[str, dict[str, tuple[float, float]]] = {
+SPARSITIES: dict[str, dict[str, tuple[float, ...]]] = {
     OURS: {
         **_BY_K,
-        "relu": (2.5, 8),
-        "gated": (4, 10),
+        "relu": (2, 4, 6),
+        "gated": (4, 7, 12),
         "p-anneal": (1, 3),
-        "jumprelu": (0.4, 1.2),
+        "jumprelu": (0.4, 1.2, 2.5),
     },
     SAELENS: {**_BY_K, "relu": (4, 10), "gated": (5, 12), "jumprelu": (2, 5)},
     DL: {
@@ -46,7 +48,18 @@ SPARSITIES: dict[str, dict[str, tuple[float, float]]] = {
     },
     LOOP: dict.fromkeys(("topk", "topk-by-column"), _BY_K["topk"]),
 }
-"""What each library trains, and the two sparsities: k, the penalty's weight, or the target L0."""
+"""What each library trains, and the sparsities: k, the penalty's weight, or the target L0."""
+
+AT_OUR_RATE: dict[str, dict[str, tuple[float, ...]]] = {
+    SAELENS: {"relu": (1, 2, 4), "gated": (3, 6, 12), "jumprelu": (1.5, 3, 5)},
+    DL: {
+        "relu": (0.01, 0.02, 0.05),
+        "relu-april": (0.05, 0.1, 0.2),
+        "gated": (0.05, 0.12),
+        "jumprelu": (40, 80),
+    },
+}
+"""Those at the rate that saeflow gives the same architecture, where it is not TopK's."""
 
 FAMILY = {"relu-april": "relu", "topk-by-column": "topk"}
 """A library's second version of an architecture, and what it is compared with."""
@@ -59,8 +72,9 @@ class Cell:
     Attributes:
         library: who trains it.
         arch, sparsity: what.
-        variant: `own` is the library's own learning rate; `helped` is saeflow's for this
-            width, and rows less their mean.
+        variant: `own` is the library's own learning rate; `helped` is what saeflow gives
+            TopK at this width, and rows less their mean; `our-rate` is what saeflow gives
+            the same architecture, and rows less their mean.
     """
 
     library: str
@@ -106,9 +120,9 @@ class Bench:
         if cell.library == OURS:
             size = ["--rows", str(self.n_rows), "--batch-size", str(self.batch_size)]
             return [sys.executable, script, str(self.store), str(out), *what, *size]
-        rate = ["--lr", f"{default_rate(self.d_sae):.3e}"]
-        how = rate if cell.library == LOOP else []
-        how = [*rate, "--centre"] if cell.variant == "helped" else how
+        rate = default_rate(self.d_sae) * (_factor(cell) if cell.variant == "our-rate" else 1)
+        how = [] if cell.variant == "own" and cell.library != LOOP else ["--lr", f"{rate:.3e}"]
+        how += [] if cell.variant == "own" else ["--centre"]
         python = self.pythons.get(cell.library, sys.executable)
         return [python, script, str(self.rows), str(out), *what, *how]
 
@@ -157,3 +171,9 @@ class Bench:
             "wall_seconds": time.perf_counter() - started,
             "peak_mb": usage.ru_maxrss / 1024,
         }
+
+
+def _factor(cell: Cell) -> float:
+    """The rate that saeflow gives an architecture, as a multiple of TopK's."""
+    arch: Any = cell.family
+    return rate_factor(TrainConfig(store=Path(), out=Path(), d_sae=1, arch=arch))

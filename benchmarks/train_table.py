@@ -4,7 +4,7 @@
     python benchmarks/train_table.py STORE SCRATCH --full-size ...
 
 PYTHON are the interpreters of environments that have the peers; without one its cells are
-left out. Each architecture is trained at two sparsities by each library that has it, one
+left out. Each architecture is trained at two or three sparsities by each library that has it, one
 after another, on one thread, in the same number of steps over the same rows in the same
 order. All SAEs are then measured by the same code on the store's held-out rows, and
 spliced into the source model as by `saeflow evaluate` (`--score-tokens 0` leaves that out).
@@ -12,18 +12,20 @@ spliced into the source model as by `saeflow evaluate` (`--score-tokens 0` leave
 
 A peer's own learning rate is made for runs a thousand times as long, and some peers do
 badly where the rows' mean is as long as their deviation. So each cell of a peer is trained
-twice, as the library is (`own`) and with saeflow's rate on rows less their mean (`helped`).
+as the library is (`own`), and on rows less their mean with the rate that saeflow gives TopK
+(`helped`), or the same architecture, where that is another (`our-rate`).
 Finished cells are kept in SCRATCH and not run again, unless `--redo LIBRARY` says so.
 """
 
 import argparse
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from peers_rows import export
-from train_cells import DL, LOOP, OURS, SAELENS, SPARSITIES, TITLES, Bench, Cell
+from train_cells import AT_OUR_RATE, DL, LOOP, OURS, SAELENS, SPARSITIES, TITLES, Bench, Cell
 from train_figures import adopt, held_out_figures, reconstruction_scores
 
 from saeflow import open_store
@@ -89,8 +91,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--d-sae", type=int, default=2304)
     parser.add_argument("--architectures", nargs="*", default=list(SPARSITIES[OURS]))
     parser.add_argument("--only", nargs="*", default=list(SPARSITIES), choices=list(SPARSITIES))
-    parser.add_argument("--variants", nargs="*", default=["helped", "own"])
-    parser.add_argument("--sparsities", nargs="*", type=int, default=[0, 1])
+    parser.add_argument("--variants", nargs="*", default=["helped", "our-rate", "own"])
+    parser.add_argument("--sparsities", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--redo", nargs="*", default=[], choices=list(SPARSITIES))
     parser.add_argument("--saelens", metavar="PYTHON")
     parser.add_argument("--dl", metavar="PYTHON")
@@ -110,13 +112,14 @@ def _cells(given: argparse.Namespace) -> Iterator[Cell]:
     have = {OURS, LOOP} | {name for name, p in ((SAELENS, given.saelens), (DL, given.dl)) if p}
     for family in given.architectures:
         for library in given.only:
-            for arch, sparsities in SPARSITIES[library].items():
-                variants = ["own"] if library in (OURS, LOOP) else given.variants
-                for variant in variants:
-                    for which in given.sparsities:
-                        cell = Cell(library, arch, sparsities[which], variant)
-                        if cell.family == family and (library in have or given.print_only):
-                            yield cell
+            if library not in have and not given.print_only:
+                continue
+            for variant in ["own"] if library in (OURS, LOOP) else given.variants:
+                by_arch = AT_OUR_RATE if variant == "our-rate" else SPARSITIES
+                for arch, sparsities in by_arch[library].items():
+                    cells = [Cell(library, arch, sparsity, variant) for sparsity in sparsities]
+                    chosen = [cells[which] for which in given.sparsities if which < len(cells)]
+                    yield from (cell for cell in chosen if cell.family == family)
 
 
 def table(rows: list[Row]) -> str:
@@ -138,9 +141,9 @@ def table(rows: list[Row]) -> str:
 def comparison(rows: list[Row]) -> str:
     """FVU per row at equal L0, ours over the peer's.
 
-    Two sparsities make a straight line of FVU per row over the logarithm of L0. It is
-    read at both ends of the stretch of L0 that the two lines share; where they share
-    none, in the middle between them, and that is said.
+    Sparsities make a line of FVU per row over the logarithm of L0, straight between two.
+    It is read at both ends and in the middle of the stretch of L0 that the two lines share;
+    where they share none, in the middle between them, and that is said.
     """
     lines = ["| architecture | peer | L0: ours / peer = ratio | |", "|---|---|---|---|"]
     curves: dict[str, dict[str, Curve]] = {}
@@ -162,22 +165,25 @@ def comparison(rows: list[Row]) -> str:
 
 def _who(cell: Cell) -> str:
     version = {"relu-april": ", April update", "topk-by-column": ", pairs never stored"}
-    helped = ", helped" if cell.variant == "helped" else ""
-    return TITLES[cell.library] + version.get(cell.arch, "") + helped
+    variant = {"helped": ", helped", "our-rate": ", at our rate"}.get(cell.variant, "")
+    return TITLES[cell.library] + version.get(cell.arch, "") + variant
 
 
 def _shared(a: Curve, b: Curve) -> tuple[tuple[float, ...], bool]:
-    """The ends of the stretch of L0 that both curves have; or the middle of the gap, and False."""
+    """The stretch of L0 that both curves have, and its middle; or that of the gap, and False."""
     low = max(min(a), min(b))[0]
     high = min(max(a), max(b))[0]
     if abs(high - low) < math.log(1.02):  # as good as one point
         return ((low + high) / 2,), True
-    return ((low, high), True) if low < high else (((low + high) / 2,), False)
+    middle = (low + high) / 2
+    return ((low, middle, high), True) if low < high else ((middle,), False)
 
 
 def _read(curve: Curve, at: float) -> float:
-    """The line through the first and the last point."""
-    (x0, y0), (x1, y1) = min(curve), max(curve)
+    """The line through the two points that it is between, or that are nearest."""
+    points = sorted(curve)
+    place = bisect_left(points, (at, 0.0), 1, max(len(points) - 1, 1))
+    (x0, y0), (x1, y1) = points[place - 1], points[min(place, len(points) - 1)]
     if x1 - x0 < 1e-6:
         return y0
     return y0 + (at - x0) / (x1 - x0) * (y1 - y0)
