@@ -1,10 +1,8 @@
-"""What goes with a sparsity penalty: decoder rows that are short at first, and a higher rate.
+"""What goes with a sparsity penalty: decoder rows that are short at first, and higher rates.
 
 Norms are free, and what is penalised is activations times norms ("Update on how we
 train SAEs", Anthropic, April 2024). Adam's steps are of one size, so short rows turn
-fast. Measured on a language model, 125 steps of 2,048 rows, 2,304 latents: unit rows
-and their encoders leave an FVU per row of 0.43 at L0 40, rows of length 0.1 leave 0.30
-at L0 36.
+fast. docs/peers-training.md has what comes of it.
 """
 
 import math
@@ -14,7 +12,7 @@ DecoderNorm = Literal["unit", "free"]
 
 _PENALISED = ("relu", "gated", "p-anneal")
 _SHORT = 0.1
-"""Length of free rows in the beginning, as in that update; 0.03 and 0.3 do as well."""
+"""Length of free rows in the beginning, as in that update."""
 
 
 def is_penalised(config: Any) -> bool:
@@ -53,10 +51,9 @@ def decoder_scale(config: Any) -> float:
 def rate_factor(config: Any) -> float:
     """The usual learning rate as a multiple of other SAEs': twice, with free norms.
 
-    The sooner latents turn, the fewer of them share a direction, and pay for it each. In
-    the same runs it leaves less error with fewer latents: 0.279 at L0 23. What dies of
-    it comes back (`saeflow.train.silent`), but not under p-anneal's penalty, which is
-    steep where activations are small.
+    The sooner latents turn, the fewer of them share a direction, and pay for it each.
+    What dies of it comes back (`saeflow.train.silent`), but not under p-anneal's penalty,
+    which is steep where activations are small.
     """
     fast = is_penalised(config) and config.arch != "p-anneal" and decoder_norm(config) == "free"
     return 2.0 if fast else 1.0
@@ -85,8 +82,7 @@ def sparsity_warm_up(config: Any) -> float:
     """`--sparsity-warm-up`, or what suits the architecture, as a share of the steps.
 
     A JumpReLU SAE's penalty rises until the end, as in "Dictionary Learning Optimization
-    Techniques" (Anthropic, January 2025): in the same runs 0.199 at L0 43, and 0.222 at
-    L0 38 where it rises as the rate does. An L1 penalty that rises slowly is no better.
+    Techniques" (Anthropic, January 2025). An L1 penalty that rises slowly is no better.
     """
     given: float | None = config.sparsity_warm_up
     usual: float = 1.0 if _counts(config) else config.warm_up
