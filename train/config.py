@@ -132,8 +132,8 @@ class TrainConfig:
     bias_rate: Annotated[
         float | None,
         Doc(
-            "Learning rate of b_enc, as a multiple of the others'. The root of the width where "
-            "there is an L1 penalty on free decoder norms, 1 otherwise, if not given."
+            "Learning rate of b_enc, as a multiple of the others'. If not given, the root of the "
+            "width for relu, gated and p-anneal with free decoder norms, and 1 otherwise."
         ),
     ] = None
     schedule: Annotated[

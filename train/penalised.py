@@ -60,12 +60,12 @@ def rate_factor(config: Any) -> float:
 
 
 def bias_rate(config: Any, d_in: int) -> float:
-    """`--bias-rate`, or what suits the penalty: with an L1 penalty on free norms, the root of d_in.
+    """`--bias-rate`, or what suits: under an L1 penalty on free norms, the root of d_in.
 
     A step of Adam changes each of the d_in weights of an encoder row as much as its bias,
     and rows have d_in channels of unit size: at one rate, a bias hardly moves in a short
     run, and a latent gets sparse by its weights alone. A JumpReLU SAE's thresholds have
-    a rate of their own.
+    a rate of their own; under nested prefixes more latents would die of it than it is worth.
 
     Args:
         config: of one SAE.
@@ -74,7 +74,7 @@ def bias_rate(config: Any, d_in: int) -> float:
     given: float | None = config.bias_rate
     if given is not None:
         return given
-    rooted = is_penalised(config) and not _counts(config) and decoder_norm(config) == "free"
+    rooted = config.arch in _PENALISED and decoder_norm(config) == "free"
     return math.sqrt(d_in) if rooted else 1.0
 
 

@@ -83,7 +83,7 @@ def test_how_long_the_penalty_rises(given: dict[str, Any], share: float) -> None
         ({"arch": "relu"}, 8.0),
         ({"arch": "gated"}, 8.0),
         ({"arch": "p-anneal"}, 8.0),
-        ({"arch": "matryoshka", "base": "relu"}, 8.0),
+        ({"arch": "matryoshka", "base": "relu"}, 1.0),
         ({"arch": "relu", "decoder_norm": "unit"}, 1.0),
         ({"arch": "jumprelu"}, 1.0),
         ({"arch": "topk"}, 1.0),
