@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
-from saeflow.config import require
+from saeflow.config import require, require_seed, take_types
 
 PositionChoice = Literal["text", "no-first", "all"]
 """`text`: all but the first position and special tokens; `no-first`: all but the first; `all`."""
@@ -84,6 +84,8 @@ class EvaluateConfig:
     trust_remote_code: Annotated[bool, Doc("Run code that comes with the model.")] = False
 
     def __post_init__(self) -> None:
+        take_types(self)
+        require_seed(self.seed, "seed")
         for name in ("tokens", "batch_size"):
             value = getattr(self, name)
             require(value > 0, f"--{name.replace('_', '-')} is {value}: it must be at least 1")

@@ -10,6 +10,7 @@ from saeflow.train.kinds import check_kind
 from saeflow.train.members import Member
 from saeflow.train.normalisation import Normalisation
 from saeflow.train.optimizer import UpdateSettings
+from saeflow.train.overshoot import encoder_scale
 from saeflow.train.penalised import bias_rate, decoder_norm, decoder_scale
 from saeflow.train.plan import SaePlan
 from saeflow.train.resample import Resampling
@@ -55,7 +56,7 @@ def trainer_in_units(
         b_dec=own.b_dec,
         skip=own.skip,
         init_from=own.init_from,
-        encoder_scale=1.0 if own.encoder_scale is None else own.encoder_scale,
+        encoder_scale=encoder_scale(own, plan.member.d_in, plan.member.d_sae),
         decoder_scale=decoder_scale(own),
     )
     settings = UpdateSettings(
@@ -103,6 +104,11 @@ def _resampling(config: TrainConfig, plan: SaePlan) -> Resampling:
             f"{flag_of(name)} {value} is more than the rows between two resamplings, "
             f"--resample-every {own.resample_every}: lower it, or raise that",
         )
+    require(
+        own.resample_rows >= d_sae,
+        f"--resample-rows {own.resample_rows} is less than the {d_sae} latents, all of which may "
+        "need a row to be made of: raise it",
+    )
     generator = torch.Generator().manual_seed(own.seed * _RESAMPLING_SEED_STRIDE + 1)
     resampler = ActivationResampler(
         n_learned_features=d_sae,

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from saeflow.config import flag_of, require
+from saeflow.config import flag_of, require, require_seed
 from saeflow.train.penalised import decoder_norm
 
 _OPTIONS_OF = {
@@ -70,9 +70,7 @@ def check_run(config: Any) -> None:
     positive = ("batch_size", "accumulate", "log_every", "evaluate_every", "window_rows")
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
     _require_range(config, ("tokens", "evaluate_rows"), 0, math.inf, "at least 0")
-    for name in ("hook", "sweep", "log_to"):
-        value = getattr(config, name)
-        require(not isinstance(value, str), f"{name} is {value!r}: give a tuple, ({value!r},)")
+    require_seed(config.order_seed, "order_seed")
     for hook_point in config.hook:
         require(
             config.hook.count(hook_point) == 1, f"--hook {hook_point} is given twice: give it once"
@@ -101,6 +99,7 @@ def check_sae(config: Any) -> None:
         *("resample_every", "resample_window", "resample_rows"),
     )
     _require_range(config, positive, 0, math.inf, _POSITIVE, open_below=True)
+    require_seed(config.seed, "seed")
     _require_range(
         config, ("l1", "l0", "aux_k", "revive"), 0, math.inf, "it must be at least 0, and finite"
     )

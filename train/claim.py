@@ -55,6 +55,8 @@ def claimed(config: TrainConfig, *, overwrite: bool, remarks: Sequence[str] = ()
             _clear(config)
         else:
             _refuse_other_options(config)
+            if (out / CHECKPOINTS).is_dir():
+                _refuse_other_choices(config, remarks)
         comments = "".join(f"# {line}\n" for line in remarks)
         write_durably(out / CONFIG, [f"{to_toml(config)}\n{comments}".encode()])
         yield
@@ -102,4 +104,20 @@ def _refuse_other_options(config: TrainConfig) -> None:
         raise BadInputError(
             f"--out {config.out} holds a run with other options ({'; '.join(changed)}): "
             "name another folder, or throw it away with --overwrite"
+        )
+
+
+def _refuse_other_choices(config: TrainConfig, remarks: Sequence[str]) -> None:
+    """A run does not go on by another recipe, though no option of it was given.
+
+    Another version may choose otherwise what options come to that are not given.
+    """
+    lines = (config.out / CONFIG).read_text(encoding="utf-8").splitlines()
+    before = [line.removeprefix("# ") for line in lines[len(lines) - len(remarks) :]]
+    if before != list(remarks):
+        first = next(pair for pair in zip(before, remarks, strict=True) if pair[0] != pair[1])
+        raise BadInputError(
+            f"--out {config.out} holds a run for which another version of saeflow chose otherwise "
+            f"({first[0]} there, {first[1]} now): finish it with that version, name another "
+            "folder, or throw it away with --overwrite"
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from saeflow.config import require
+from saeflow.config import require, take_types
 from saeflow.location import Place
 from saeflow.train.checks import check_run, check_sae
 from saeflow.train.row_filter import RowFilter
@@ -123,7 +123,10 @@ class TrainConfig:
     )
     encoder_scale: Annotated[
         float | None,
-        Doc("The encoder begins as this multiple of the decoder's transpose. 1 if not given."),
+        Doc(
+            "The encoder begins as this multiple of the decoder's transpose. If not given, with "
+            "--k and unit decoder rows, what makes the first reconstructions fit; 1 otherwise."
+        ),
     ] = None
     init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None
     lr: Annotated[
@@ -196,7 +199,11 @@ class TrainConfig:
     sae: tuple[Mapping[str, Any], ...] = ()
     batch_size: Annotated[int, Doc("Rows in a training step.")] = 2048
     accumulate: Annotated[
-        int, Doc("Parts that a batch goes through in, to save memory; their gradients are added.")
+        int,
+        Doc(
+            "Parts that a batch goes through in, to save memory; their gradients are added. What "
+            "looks at a whole batch (batchtopk's choice, --target-l0, --revive) looks at a part."
+        ),
     ] = 1
     tokens: Annotated[
         int | None, Doc("Rows to train on, over several epochs if need be; one epoch if not given.")
@@ -243,6 +250,7 @@ class TrainConfig:
     ] = "auto"
 
     def __post_init__(self) -> None:
+        take_types(self)
         check_run(self)
         if not self.has_members:
             check_sae(self)

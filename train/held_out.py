@@ -78,8 +78,9 @@ def _spread(split: Split, n_rows: int) -> list[range]:
     n_runs = -(-min(n_rows, split.n_rows) // _RUN)
     starts = [number * split.n_rows // n_runs for number in range(n_runs)]
     ends = [*starts[1:], split.n_rows]
-    shard = split.rows_per_shard
-    return [
-        range(start, min(start + _RUN, end, (start // shard + 1) * shard))
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    shard, left = split.rows_per_shard, n_rows
+    runs = []
+    for start, end in zip(starts, ends, strict=True):
+        runs.append(range(start, min(start + min(_RUN, left), end, (start // shard + 1) * shard)))
+        left -= len(runs[-1])
+    return runs

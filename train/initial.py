@@ -131,12 +131,19 @@ def _from_folder(
     sae = load_sae(folder)
     _check_widths(sae, units, d_sae, folder, skip=skip)
     unit = units.unfolded(sae.parameters).with_unit_decoder()
+    if units.source is None and unit.centre is not None:
+        unit = unit.centred_by_b_dec()  # as every SAE in training is
     tensors = _tensors(unit, sae, architecture, folder)
     begins = torch.zeros(unit.d_out, unit.d_in) if skip and unit.W_skip is None else None
     return unit.with_more(tensors, architecture.rules, W_skip=begins).requires_grad_(True)
 
 
 def _check_widths(sae: SAE, units: Normalisation, d_sae: int, folder: Path, *, skip: bool) -> None:
+    require(
+        sae.row_scaling is None,
+        f"--init-from {folder} normalises every row by itself ({_scaling(sae)}), which training "
+        "does not: give a folder whose normalize_activations is another",
+    )
     require(
         sae.kind == units.kind and skip >= sae.form.skip,
         f"--init-from {folder} is {_WORDS[sae.kind, sae.form.skip]}, but "
@@ -171,6 +178,10 @@ def _tensors(
         # A BatchTopK SAE has one threshold for all; as a JumpReLU SAE, each latent its own.
         tensors[name] = unit.more(name).mean() if rules[name].axes == () else unit.more(name)
     return tensors
+
+
+def _scaling(sae: SAE) -> str:
+    return "" if sae.row_scaling is None else sae.row_scaling.name
 
 
 def _list(names: set[str]) -> str:

@@ -7,9 +7,11 @@ they are trained on, and in what order, are the same for all.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from saeflow.config import parse_options, require
+from saeflow.files import PARTIAL
 from saeflow.harvest.layout import HookPoint
 from saeflow.harvest.store import Store
 from saeflow.train.config import TrainConfig
@@ -20,6 +22,9 @@ _OF_A_RUN = {
     *("log_to", "drop_tokens", "drop_massive", "positions", "window_rows", "reader"),
 }
 """Options that all the SAEs of a run have in common."""
+
+_LONGEST_NAME = 255
+"""Bytes of a folder's name, the same on every usual file system."""
 
 _NAMED_ANYWAY = {"arch", "d_sae", "expansion", "hook", "target_hook", "crosscoder"}
 """Options that show in every SAE's name."""
@@ -65,17 +70,27 @@ def make_members(config: TrainConfig, store: Store) -> tuple[Member, ...]:
             the options of an SAE contradict each other; the store lacks a hook point;
             two SAEs are the same.
     """
-    hooks = config.hook or (store.hook_point(None).name,)
+    together = [
+        {**table, **values} for table in _tables(config) for values in _combinations(config.sweep)
+    ]
     configs = [
-        _of_hook_points(replace(config, sweep=(), sae=(), **{"hook": hooks, **table, **values}))
-        for table in _tables(config)
-        for values in _combinations(config.sweep)
+        _of_hook_points(
+            replace(config, sweep=(), sae=(), **own)
+            if own.get("hook", config.hook)
+            else replace(config, sweep=(), sae=(), **own, hook=(store.hook_point(None).name,))
+        )
+        for own in together
     ]
     alone = [one for several in configs for one in several]
     varied = [f.name for f in fields(config) if len({repr(getattr(c, f.name)) for c in alone}) > 1]
     members = tuple(_member(one, store, varied) for one in alone)
     names = [member.name for member in members]
     for name in names:
+        require(
+            len((name + PARTIAL).encode()) <= _LONGEST_NAME and PARTIAL not in name,
+            f"an SAE of this run would be called {name}, too long for a folder or with {PARTIAL} "
+            "in it: give it another --name",
+        )
         require(
             names.count(name) == 1,
             f"two SAEs of this run would be called {name}: they have the same options, "
@@ -157,4 +172,5 @@ def _member(config: TrainConfig, store: Store, varied: list[str]) -> Member:
 
 def _brief(value: Any) -> str:
     """A value as it can be in a folder's name."""
+    value = value.name if isinstance(value, Path) else value
     return str(value).replace("/", "_").replace(",", "_").replace(" ", "")

@@ -128,9 +128,7 @@ class Parameters(nn.Module):
         """Random decoder rows of one length, the encoder a multiple of their transpose.
 
         So an SAE begins, and a crosscoder; transcoders are in `saeflow.train.initial`.
-        A smaller encoder reconstructs as well, but an update turns its rows farther, so
-        that some lose their way and die. The draw is on the CPU, so that a seed means
-        the same weights on every device.
+        The draw is on the CPU, so that a seed means the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(d_sae, len(b_dec), generator=generator)
@@ -309,6 +307,10 @@ class Parameters(nn.Module):
             b_dec = _plus(b_dec, self.W_skip.detach().double() @ moved)
         b_enc = _plus(self.b_enc.detach(), product)
         return self._copy(b_enc=b_enc, b_dec=b_dec, extra=extra, centre=centre)
+
+    def centred_by_b_dec(self) -> "Parameters":
+        """An SAE that does the same, and takes b_dec off its rows. It takes no gradients."""
+        return self.recentred(self.b_dec.detach())._copy(centre=None)
 
     def with_more(
         self,

@@ -18,6 +18,7 @@ from saeflow.train.config import TrainConfig
 from saeflow.train.filters import kept_bits
 from saeflow.train.members import Member, make_members
 from saeflow.train.order import StreamOrder
+from saeflow.train.overshoot import encoder_scale
 from saeflow.train.penalised import (
     bias_rate,
     decoder_norm,
@@ -77,6 +78,7 @@ class SaePlan:
             "dead_after": self.dead_after,
             "decoder_norm": decoder_norm(own),
             "decoder_scale": decoder_scale(own),
+            "encoder_scale": encoder_scale(own, member.d_in, member.d_sae),
             "sparsity_warm_up": sparsity_warm_up(own),
             "architecture": asdict(self.architecture),  # type: ignore[call-overload]  # all are dataclasses
         }
@@ -152,6 +154,12 @@ def make_plan(config: TrainConfig, store: Store) -> TrainPlan:
         f"--tokens {tokens} is less than one batch of {batch}: raise it, or lower --batch-size",
     )
     n_steps = tokens // batch
+    for own in (member.config for member in members if member.config.resample and n_steps):
+        require(
+            own.resample_every <= n_steps * batch,
+            f"--resample-every {own.resample_every} is more than the {n_steps * batch} rows of "
+            "the run: no latent would ever be resampled, lower it or leave out --resample",
+        )
     return TrainPlan(
         saes=tuple(plan_sae(member, n_steps) for member in members),
         hook_points=hook_points,

@@ -7,6 +7,7 @@ the TOML file, and (with dashes) the flag on the command line.
 import dataclasses
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
@@ -40,6 +41,7 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
         if name not in known:
             where = file if name in from_file else "command line"
             raise BadInputError(f"{where}: unknown option '{name}': known are {', '.join(known)}")
+    _refuse_without_effect(given, from_file, file)
     values = {
         **parse_options(cls, {k: v for k, v in from_file.items() if k not in given}, str(file)),
         **parse_options(cls, given),
@@ -57,6 +59,22 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
     return config
 
 
+def _refuse_without_effect(
+    given: Mapping[str, Any], from_file: Mapping[str, Any], file: Path | None
+) -> None:
+    """A flag wins over the file, but not over each of its tables."""
+    for name, value in from_file.items():
+        tables = value if isinstance(value, list) else []
+        if not tables or not all(isinstance(table, dict) for table in tables):
+            continue
+        for flag in given:
+            require(
+                not all(flag in table for table in tables),
+                f"{flag_of(flag)} has no effect: every [[{name}]] table of {file} gives its own, "
+                "change it there",
+            )
+
+
 def parse_options(
     cls: type[Config], options: Mapping[str, Any], where: str | None = None
 ) -> dict[str, Any]:
@@ -70,22 +88,55 @@ def parse_options(
     Raises:
         BadInputError: one is of the wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    return {
+        name: _parsed(
+            _hints(cls)[name], value, flag_of(name) if where is None else f"{where}: {name}"
+        )
+        for name, value in options.items()
+    }
 
-    hints = get_type_hints(cls)
-    parsed = {}
-    for name, value in options.items():
-        hint = hints[name]
-        given = _place(value) if hint == Place else value
-        if get_origin(hint) is tuple and isinstance(value, str):
-            given = (value,)
-        try:
-            parsed[name] = TypeAdapter(hint).validate_python(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            told = flag_of(name) if where is None else f"{where}: {name}"
-            raise BadInputError(f"{told}: {first['msg']}, not {first['input']!r}") from error
-    return parsed
+
+def take_types(config: "DataclassInstance") -> None:
+    """Bring options that were given in Python into their fields' types, as those of a file are.
+
+    For a config's `__post_init__`: a folder may be given as text, one value for several.
+
+    Raises:
+        BadInputError: one is of the wrong type, or none of its choices.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        parsed = value if hint == Place else _parsed(hint, value, flag_of(name))
+        if parsed is not value:
+            object.__setattr__(config, name, parsed)
+
+
+def _parsed(hint: Any, value: Any, told: str) -> Any:
+    from pydantic import ValidationError
+
+    given = _place(value) if hint == Place else value
+    if get_origin(hint) is tuple and isinstance(value, str):
+        given = (value,)
+    if isinstance(value, bool) and hint is not bool:
+        raise BadInputError(f"{told} is {value}: give a value, not whether")
+    try:
+        return _adapter(hint).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(f"{told}: {first['msg']}, not {first['input']!r}") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a config's fields."""
+    return get_type_hints(cls)
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
 
 
 def flag_of(name: str) -> str:
@@ -121,6 +172,15 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise BadInputError(message)
+
+
+def require_seed(value: int, name: str) -> None:
+    """Refuse a seed that not every generator takes, or takes for another one.
+
+    Raises:
+        BadInputError: it is below 0, or over 32 bits.
+    """
+    require(0 <= value < 2**32, f"{flag_of(name)} is {value}: it is from 0 to {2**32 - 1}")
 
 
 def _place(value: Any) -> Any:

@@ -223,7 +223,7 @@ def test_an_sae_folder_of_another_width_is_refused(train_config: Make, tmp_path:
     assert not train_config().out.exists()
 
 
-def test_more_dead_latents_than_rows_to_resample_from_is_said(train_config: Make) -> None:
+def test_too_few_rows_to_resample_all_latents_from_are_refused_at_once(train_config: Make) -> None:
     config = train_config(
         arch="relu",
         k=None,
@@ -234,5 +234,5 @@ def test_more_dead_latents_than_rows_to_resample_from_is_said(train_config: Make
         resample_rows=2,
         resample_threshold=0.9,
     )
-    with pytest.raises(BadInputError, match=r"dead latents and 2 sampled rows"):
+    with pytest.raises(BadInputError, match=r"--resample-rows 2 is less than the 48 latents"):
         train_sae(config)

@@ -23,8 +23,8 @@ class ClasswiseWrapperWithMean(ClasswiseWrapper):
 
     Raises:
         BadInputError: the metric keeps items (`keep_batch_dim`), so that it has no
-            value per component. And on a result with another number of components
-            than names.
+            value per component; or two components have one name, or are called "mean".
+            And on a result with another number of components than names.
 
     >>> import torch
     >>> from saeflow import L0NormMetric
@@ -42,6 +42,12 @@ class ClasswiseWrapperWithMean(ClasswiseWrapper):
             raise BadInputError(
                 f"{type(metric).__name__} keeps its items, so it has no value per component: "
                 "wrap one without keep_batch_dim"
+            )
+        names = component_names or []
+        if "mean" in names or len(set(names)) < len(names):
+            raise BadInputError(
+                f"component_names are {names}: give each component its own, and none 'mean', "
+                "which is that of all"
             )
         super().__init__(metric, component_names, prefix=prefix)
         self.prefix = prefix or type(metric).__name__.lower()

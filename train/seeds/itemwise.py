@@ -6,6 +6,7 @@ They keep no state and no graph beyond their result.
 from jaxtyping import Float
 from torch import Tensor
 
+from saeflow.errors import BadInputError
 from saeflow.train.seeds.axes import widened
 
 
@@ -27,10 +28,18 @@ def mean_square(
 ) -> Float[Tensor, " batch *component"]:
     """Mean over the width, not the sum, of the squared error of each item.
 
+    Raises:
+        BadInputError: the shapes differ.
+
     >>> import torch
     >>> mean_square(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([2.])
     """
+    if decoded_activations.shape != source_activations.shape:
+        raise BadInputError(
+            f"decoded activations of shape {tuple(decoded_activations.shape)} are not those of "
+            f"source activations of shape {tuple(source_activations.shape)}: give the same rows"
+        )
     return (widened(decoded_activations) - widened(source_activations)).square().mean(-1)
 
 

@@ -81,11 +81,25 @@ class ItemwiseLoss(Metric):
         return value
 
     def add(self, **terms: Float[Tensor, " batch *component"]) -> None:
-        """Add the terms of the same items."""
+        """Add the terms of the same items.
+
+        Raises:
+            BadInputError: they are not of as many items, of other components, or in
+                another form than those that are kept.
+        """
+        counts = {name: len(items) for name, items in terms.items()}
+        if len(set(counts.values())) > 1:
+            raise BadInputError(f"the terms are of different items, {counts}: give the same rows")
         for name, items in terms.items():
             by_component = with_component_axis(items, self.num_components, width_axes=0)
             if self._keep_batch_dim:
-                getattr(self, name).append(items)
+                kept = getattr(self, name)
+                if kept and kept[-1].ndim != items.ndim:
+                    raise BadInputError(
+                        "some activations come with a component axis, some without: where "
+                        "keep_batch_dim keeps the items, give all in one form"
+                    )
+                kept.append(items)
             else:
                 total = by_component.sum(0, dtype=torch.float64)
                 setattr(self, name, getattr(self, name) + total)
