@@ -350,6 +350,13 @@ def test_a_sweep_takes_several_values(train: Run, tmp_path: Path) -> None:
     assert len(outcome.out.splitlines()) == 4
 
 
+def test_a_flag_that_every_table_overrides_is_not_ignored(train: Run, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[[sae]]\nk = 2\n[[sae]]\nk = 3\n")
+    refusal = train("--config", str(file), "--k", "4").refusal()
+    assert f"--k has no effect: every [[sae]] table of {file} gives its own" in refusal
+
+
 def test_tables_of_the_config_file_are_an_sae_each(
     run_cli: Run, tiny_store: Path, tmp_path: Path
 ) -> None:

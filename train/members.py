@@ -93,8 +93,8 @@ def make_members(config: TrainConfig, store: Store) -> tuple[Member, ...]:
         )
         require(
             names.count(name) == 1,
-            f"two SAEs of this run would be called {name}: they have the same options, "
-            "change one, or give them names",
+            f"two SAEs of this run would be called {name}: a --name is of one SAE, and without "
+            "one the options that differ make the names",
         )
     return members
 

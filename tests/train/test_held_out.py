@@ -45,6 +45,13 @@ def test_the_last_line_is_of_the_sae_that_was_saved(
     assert line["held_out_dense"] == int((fired > len(x) / 10).sum())
 
 
+@pytest.mark.parametrize("n_rows", [1, 10, 65, 300])
+def test_there_are_no_more_than_were_asked_for(store: Store, n_rows: int) -> None:
+    held_out = open_held_out(store, (store.hook_point(HOOK),), n_rows)
+    assert held_out is not None
+    assert len(held_out.rows[HOOK]) == n_rows
+
+
 def test_rows_are_of_the_held_out_split_and_of_many_places(store: Store) -> None:
     hook_points = (store.hook_point(HOOK), store.hook_point(OTHER))
     held_out = open_held_out(store, hook_points, 200)

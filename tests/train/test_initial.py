@@ -1,5 +1,6 @@
 """How an untrained SAE begins: at the rows' centre, or with the tensors of an SAE folder."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from saeflow.errors import BadInputError
 from saeflow.harvest.layout import HookPoint
 from saeflow.train.architecture import Architecture
 from saeflow.train.batchtopk import BatchTopK
-from saeflow.train.folder import metadata, save_sae
+from saeflow.train.folder import load_sae, metadata, save_sae
 from saeflow.train.gated import Gated
 from saeflow.train.initial import INITIAL_READ, Start, initial_parameters
 from saeflow.train.jumprelu import JumpReLU
@@ -216,6 +217,31 @@ def test_decoder_norms_of_another_library_go_to_the_latents(
     folded, x = OF_SAE.folded(begun), torch.rand(20, 5)
     found = ReLU(0.0).encode(folded, x) @ folded.W_dec + folded.b_dec
     torch.testing.assert_close(found, sae(x), rtol=1e-4, atol=1e-4)
+
+
+def test_an_sae_that_takes_no_b_dec_off_goes_on_as_one_that_does(tmp_path: Path) -> None:
+    """As SAELens's with `apply_b_dec_to_input: false`."""
+    folder = tmp_path / "sae"
+    saved(folder, ReLU(0.0))
+    (folder / "self_test.safetensors").unlink()
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"apply_b_dec_to_input": False}))
+    sae, x = load_sae(folder), 5 * torch.rand(20, 5)
+    begun = initial_parameters(OF_SAE, ReLU(1.0), 12, 0, init_from=folder)
+    assert begun.centre is None
+    inference, folded = ReLU(1.0).trained(OF_SAE.folded(begun))
+    torch.testing.assert_close(SAE(inference, folded, cfg)(x), sae(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["layer_norm", "constant_norm_rescale"])
+def test_a_scaling_of_single_rows_is_not_dropped(tmp_path: Path, scaling: str) -> None:
+    folder = tmp_path / "sae"
+    saved(folder, ReLU(0.0))
+    (folder / "self_test.safetensors").unlink()
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"normalize_activations": scaling}))
+    with pytest.raises(BadInputError, match=rf"normalises every row by itself \({scaling}\)"):
+        initial_parameters(OF_SAE, ReLU(1.0), 12, 0, init_from=folder)
 
 
 REFUSED: dict[str, tuple[Architecture, Normalisation, int, bool, Architecture, str]] = {

@@ -1,6 +1,7 @@
 """Which SAEs a run trains: of sweeps, of tables, of hook points; what they are called."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,20 @@ def test_each_table_is_an_sae_with_options_of_its_own(members: Members) -> None:
     assert wide.d_sae == 64
 
 
+def test_hook_points_that_only_tables_or_a_sweep_name_are_enough(members: Members) -> None:
+    for given in (
+        {"sae": ({"hook": [HOOK]}, {"hook": [OTHER]})},
+        {"sweep": (f"hook={HOOK},{OTHER}",)},
+    ):
+        assert [m.inputs[0].name for m in members(hook=(), **given)] == [HOOK, OTHER]
+
+
+def test_a_folder_in_a_name_is_its_last_part(members: Members, tmp_path: Path) -> None:
+    folders = ",".join(str(tmp_path / name) for name in ("one", "two"))
+    found = members(sweep=(f"init-from={folders}",))
+    assert [m.name.rpartition("=")[2] for m in found] == ["one", "two"]
+
+
 def test_several_hook_points_are_an_sae_each(members: Members) -> None:
     found = members(hook=(HOOK, OTHER))
     assert [m.name for m in found] == [f"{HOOK}-topk-48", f"{OTHER}-topk-48"]
@@ -97,6 +112,9 @@ def test_a_member_is_trained_by_options_that_it_could_be_trained_by_alone(
         ({"sweep": ("batch-size=64,128",)}, "batch_size is of the whole run"),
         ({"sweep": ("k=2", "k=4")}, "--sweep names k twice: give all its values at once"),
         ({"sweep": ("k=4,4",)}, "two SAEs of this run would be called"),
+        ({"sweep": ("k=2,4",), "name": "mine"}, "a --name is of one SAE"),
+        ({"name": "x" * 250}, "too long for a folder"),
+        ({"name": "a.partial"}, "or with .partial in it"),
         ({"sweep": ("arch=topk,relu",)}, "--k is for --arch topk, batchtopk, matryoshka"),
         ({"sae": ({"width": 3},)}, "[[sae]] table 1: unknown option 'width'"),
         ({"sae": ({}, {"tokens": 3})}, "[[sae]] table 2: tokens is of the whole run"),

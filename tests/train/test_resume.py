@@ -131,6 +131,20 @@ def test_other_options_than_the_checkpoint_s_are_named(
         train_sae(train_config(k=5, lr=0.1))
 
 
+def test_a_run_that_another_version_chose_otherwise_for_does_not_go_on(
+    train_config: Make, stop_after: Callable[[int, signal.Signals], None]
+) -> None:
+    stop_after(5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        train_sae(train_config())
+    file = train_config().out / "config.toml"
+    written = file.read_text()
+    file.write_text(written.replace('"bias_rate": 1.0', '"bias_rate": 2.0'))
+    with pytest.raises(BadInputError, match=r'"bias_rate": 2.0.* there, .*"bias_rate": 1.0.* now'):
+        train_sae(train_config())
+    file.write_text(written)
+
+
 def test_how_often_it_saves_may_change(
     train_config: Make, stop_after: Callable[[int, signal.Signals], None]
 ) -> None:

@@ -74,6 +74,12 @@ def test_names_that_are_not_one_for_each_component_are_refused(names: list[str])
         metric(TWO)
 
 
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "mean"]])
+def test_names_that_would_hide_a_component_are_refused(names: list[str]) -> None:
+    with pytest.raises(BadInputError, match="give each component its own, and none 'mean'"):
+        ClasswiseWrapperWithMean(L0NormMetric(num_components=2), names)
+
+
 def test_a_loss_that_keeps_its_items_is_refused() -> None:
     with pytest.raises(BadInputError, match="L1AbsoluteLoss keeps its items"):
         ClasswiseWrapperWithMean(L1AbsoluteLoss(2, keep_batch_dim=True))

@@ -175,3 +175,23 @@ def test_other_numbers_of_components_are_refused(loss: Any, activations: Any) ->
             loss(expected).update(**activations(4, given_components))
     with pytest.raises(BadInputError, match="num_components is 0: give at least 1"):
         loss(0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1), (4, 2, 3)])
+def test_rows_that_would_be_broadcast_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadInputError, match="give the same rows"):
+        L2ReconstructionLoss()(torch.rand(4, 3), torch.rand(shape))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_terms_of_other_rows_are_refused() -> None:
+    with pytest.raises(BadInputError, match="the terms are of different items"):
+        SparseAutoencoderLoss()(torch.rand(4, 3), torch.rand(5, 6), torch.rand(4, 3))
+
+
+def test_items_that_are_kept_are_all_in_one_form() -> None:
+    loss = L1AbsoluteLoss(keep_batch_dim=True)
+    loss.update(torch.rand(4, 3))
+    with pytest.raises(BadInputError, match="give all in one form"):
+        loss.update(torch.rand(4, 1, 3))
