@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from saeflow.train.architecture import Batch, Inference, Objective
 from saeflow.train.auxk import AuxK, auxiliary
@@ -24,9 +25,9 @@ _MEMORY = 20
 class BatchTopK:
     """The `k * batch` largest of a batch's `relu((x - b_dec) W_enc + b_enc)`, wherever they are.
 
-    The loss is `|x - x_hat|^2` and AuxK's. Rows so compete for latents; a row that
-    counts with a weight competes as if it were as near to the mean as its weight
-    makes it, or a few massive ones would take most of them.
+    The loss is `|x - x_hat|^2` and AuxK's. Rows so compete for latents. Massive rows,
+    which count with a weight below 1, don't: a few would take most. They have the latents
+    that are as active as the weakest of the others, as many as that may be.
 
     What is active must not depend on the rest of a batch at inference. So the
     running mean of the smallest activation that a batch keeps becomes the one
@@ -54,8 +55,9 @@ class BatchTopK:
     def codes(self, parameters: Parameters, batch: Batch) -> Codes:
         """The active latents of a training batch."""
         centred, bias = parameters.centred(batch.x)
-        n_pairs = self.k * len(batch.x)
-        return encode_batchtopk(centred, parameters.encoder, bias, n_pairs, known=batch.known)
+        return encode_batchtopk(
+            centred, parameters.encoder, bias, self.k, batch.weights, known=batch.known
+        )
 
     def penalty(self, codes: Codes, parameters: Parameters, batch: Batch) -> float:  # noqa: ARG002  # its k is fixed
         """None: how many latents are active needs no encouragement."""
@@ -65,7 +67,7 @@ class BatchTopK:
         self, codes: Codes, parameters: Parameters, batch: Batch
     ) -> Mapping[str, Float[Tensor, ""]]:
         """The threshold after a batch: a mean over the first steps, then over the last ones."""
-        values = codes.values.detach()
+        values = F.pad(codes.values.detach(), (0, 1))  # there may be none
         smallest = torch.where(values > 0, values, torch.inf).amin()
         before = parameters.state["threshold"]
         after = before.lerp(smallest.to(before.dtype), 1 / min(batch.step + 1, _MEMORY))

@@ -4,7 +4,7 @@ The backward passes touch only active latents. For the weights' gradients the
 (row, latent) pairs are grouped by latent once, and both gradients are sums over
 bags of rows: no atomics, so they are the same in every run. Weights are row-major
 per latent, `(d_sae, d_in)`, so that every gather is of whole rows. The number of
-pairs is known beforehand, so nothing waits for the device.
+pairs is known beforehand on a GPU, so nothing waits for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Select = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""From pre-activations: values, rows and latents, rows rising."""
+"""From pre-activations, which it may write over: values, rows and latents, rows rising."""
+
+_FEW = 16
+"""One of so many rows may be set apart as massive."""
+
+_BESIDE = 8
+"""For so many pairs of the others there may be one of rows that are set apart."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +113,27 @@ def encode_batchtopk(
     x: Float[Tensor, "batch d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
-    n_pairs: int,
+    k: int,
+    weights: Float[Tensor, " batch"],
     *,
     known: Float[Tensor, "batch d_sae"] | None = None,
 ) -> Codes:
     """The largest pre-activations of the whole batch, those below zero set to zero.
 
+    A massive row, whose weight is below 1, takes no pairs from the others: it has those that
+    are as large as the smallest that the others keep. So it is encoded as by one threshold,
+    but for limits that keep the number of pairs: of a sixteenth of the rows, the massive
+    ones among them, and to an eighth of the others' pairs.
+
     Args:
         x: rows; no gradient goes back to them.
         encoder: one row a latent.
         bias: of the pre-activations.
-        n_pairs: how many are kept.
-        known: the pre-activations, where someone has computed them.
+        k: latents kept of each of the others, on average.
+        weights: of rows.
+        known: the pre-activations, where someone has computed them; written over.
     """
-    return _encode(x, encoder, bias, partial(_largest_of_all, n_pairs=n_pairs), known)
+    return _encode(x, encoder, bias, partial(_largest_of_all, k=k, weights=weights), known)
 
 
 def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,10 +142,31 @@ def _largest_of_rows(pre: Tensor, *, k: int, negative: bool) -> tuple[Tensor, Te
     return (values if negative else values.relu()).flatten(), rows, latents.flatten()
 
 
-def _largest_of_all(pre: Tensor, *, n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    flat = pre.flatten()
-    kept = flat.topk(n_pairs, sorted=False).indices.sort().values
-    return flat[kept].relu(), kept // pre.shape[1], kept % pre.shape[1]
+def _largest_of_all(pre: Tensor, *, k: int, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (n_rows, d_sae), n_pairs = pre.shape, k * len(pre)
+    light, which = weights.topk(n_rows // _FEW, largest=False)
+    massive = light < 1
+    apart = pre[which].masked_fill_(~massive[:, None], -torch.inf)
+    pre[which] = pre[which].masked_fill_(massive[:, None], -torch.inf)
+
+    values, places = pre.flatten().topk(n_pairs)
+    n_kept = n_pairs - k * massive.sum()
+    values = values.relu_().masked_fill_(torch.arange(n_pairs, device=pre.device) >= n_kept, 0.0)
+    smallest = values.where(values > 0, torch.inf).amin()
+
+    beside, there = apart.flatten().topk(min(n_pairs // _BESIDE, apart.numel()))
+    beside = beside.masked_fill_(beside < smallest, 0.0)
+    there = which[there // d_sae] * d_sae + there % d_sae
+    return _by_row(torch.cat([values, beside]), torch.cat([places, there]), d_sae)
+
+
+def _by_row(values: Tensor, places: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values with their rows and latents, by their places in rows one after the other."""
+    if values.device.type == "cpu":  # elsewhere it would be waited for how many there are
+        active = ~(values <= 0)  # what is not a number stays, to be seen
+        places, values = places[active], values[active]
+    places, order = places.sort()
+    return values[order], places // d_sae, places % d_sae
 
 
 def _encode(

@@ -81,7 +81,7 @@ def test_the_largest_of_a_batch_equal_the_dense_formula(
     x, upstream = draw(seed + 10, batch, d_in), draw(seed + 11, batch, d_in)
     encoder, bias, decoder = leaves(seed, d_in, d_sae)
 
-    codes = encode_batchtopk(x, encoder, bias, k * batch)
+    codes = encode_batchtopk(x, encoder, bias, k, torch.ones(batch).double())
     sparse = codes.decode(decoder)
     found = torch.autograd.grad((sparse * upstream).sum(), (encoder, bias, decoder))
 
@@ -93,6 +93,41 @@ def test_the_largest_of_a_batch_equal_the_dense_formula(
     torch.testing.assert_close(sparse, dense)
     torch.testing.assert_close(found, expected)
     assert torch.equal(codes.fired(), (latents > 0).float().sum(0))
+
+
+@pytest.mark.parametrize("n_massive", [0, 1, 2])
+def test_massive_rows_are_measured_by_the_threshold_of_the_others(n_massive: int) -> None:
+    """Others keep k each on average, whatever the massive ones do."""
+    k, d_sae = 4, 30
+    x, weights = draw(1, 64, 6), torch.ones(64).double()
+    encoder, bias, decoder = leaves(2, 6, d_sae)
+    massive = torch.tensor([5, 21, 60])[:n_massive]
+    x[massive] *= 100
+    weights[massive] = 1e-3
+
+    codes = encode_batchtopk(x, encoder, bias, k, weights)
+    found = torch.autograd.grad(codes.decode(decoder).square().sum(), (encoder, bias, decoder))
+
+    pre = x @ encoder.t() + bias
+    smallest = pre[weights == 1].flatten().topk(k * (64 - n_massive)).values[-1]
+    latents = pre * (pre >= smallest)
+    dense = torch.autograd.grad((latents @ decoder).square().sum(), (encoder, bias, decoder))
+    torch.testing.assert_close(dense_of(codes, d_sae), latents)
+    torch.testing.assert_close(found, dense)
+
+
+def test_more_massive_rows_than_can_be_set_apart_compete_with_the_others() -> None:
+    x, weights = draw(1, 64, 6), torch.full((64,), 0.5).double()
+    encoder, bias, _ = leaves(2, 6, 30)
+    codes = encode_batchtopk(x, encoder, bias, 4, weights)
+    assert (codes.values > 0).sum() <= 4 * 64 + 4 * 64 // 8
+    assert len(codes.rows.unique()) > 50
+
+
+def test_what_is_not_a_number_is_not_passed_over() -> None:
+    encoder, bias, decoder = leaves(2, 6, 30)
+    codes = encode_batchtopk(draw(1, 64, 6), encoder * torch.nan, bias, 4, torch.ones(64).double())
+    assert codes.decode(decoder).isnan().any()
 
 
 @given(sizes, st.integers(0, 2**20), st.data())
@@ -169,7 +204,7 @@ def test_gradients_are_the_same_bits_in_every_run(of_the_batch: bool) -> None:
 
     def gradients() -> tuple[Tensor, ...]:
         if of_the_batch:
-            codes = encode_batchtopk(x, weights[0], weights[1], 16 * 512)
+            codes = encode_batchtopk(x, weights[0], weights[1], 16, torch.ones(512))
         else:
             codes = encode_topk(x, weights[0], weights[1], 16)
         return torch.autograd.grad(codes.decode(weights[2]).square().sum(), weights)
