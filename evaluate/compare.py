@@ -27,7 +27,7 @@ _LIKE_FOR_LIKE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "text": lambda result: result["text"].get("source"),
     "documents": lambda result: result["text"].get("documents"),
     "tokens scored": lambda result: result["text"].get("tokens_scored"),
-    "text trained on": lambda result: bool(result["text"].get("trained_on")),
+    "text trained on": lambda result: _known(result["text"].get("trained_on")),
     "clean loss": lambda result: _rounded(result["losses"]["clean"]["value"]),
 }
 """What must be equal for scores to be comparable. Equal clean losses mean equal predictions."""
@@ -183,6 +183,10 @@ def _suffix(place: Path) -> tuple[str, ...]:
 def _told(names: Sequence[str]) -> str:
     more = len(names) - _NAMES_TOLD
     return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
+
+
+def _known(value: bool | None) -> bool | str:
+    return "not known" if value is None else value
 
 
 def _plain(value: Any) -> str:

@@ -14,6 +14,13 @@ SCHEMA = 2
 
 _MANY_DEAD = 0.1
 
+_TEXTS = {
+    True: "tokens that it was trained on",
+    False: "held-out tokens",
+    None: "tokens that it may have been trained on",
+}
+"""What the verdict calls the text, by whether the SAE was trained on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
@@ -118,7 +125,7 @@ class EvaluationResult:
         interval = (
             "" if score.low is None else f" (95% interval {score.low:.1%} to {score.high:.1%})"
         )
-        text = "tokens that it was trained on" if self.text["trained_on"] else "held-out tokens"
+        text = _TEXTS[self.text["trained_on"]]
         line = (
             f"With the SAE in its place, {self.model} keeps {score.value:.1%}{interval} of what "
             f"zero ablation at {self.where} takes away, over {self.text['tokens_scored']:,} {text}"

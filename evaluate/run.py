@@ -33,6 +33,7 @@ from saeflow.evaluate.report.page import is_report
 from saeflow.evaluate.result import EvaluationResult
 from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
 from saeflow.evaluate.text import HeldOutText, held_out_text
+from saeflow.evaluate.text_source import find_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
@@ -152,7 +153,8 @@ def _evaluate(
     looked_at = [choose_latents(config.latents, one.sae.d_sae) for one in saes]
     source = source_model_of(config, saes)
     model = source.model
-    text = held_out_text(config, origin_of(saes[0].sae), model)
+    origin = origin_of(saes[0].sae)
+    text = held_out_text(find_text(config, origin), config, origin, model)
     used = replace(source.used, text=text)
     mismatches = {one.name: check_all(config, one, used) for one in saes}
     for one in saes:

@@ -170,13 +170,18 @@ def _check_logits(found: torch.Tensor, expected: torch.Tensor, spec: ModelSpec) 
         )
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """One sha256 over the names and contents of files."""
+def hash_files(files: Iterable[Path], *, called: str | None = None) -> str:
+    """One sha256 over the names and contents of files.
+
+    Args:
+        files: to read.
+        called: the name to take for all of them instead of their own.
+    """
     total = hashlib.sha256()
     for file in sorted(set(files)):
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
-        total.update(f"{file.name}\0{content}\n".encode())
+        total.update(f"{called or file.name}\0{content}\n".encode())
     return total.hexdigest()
 
 
