@@ -86,10 +86,10 @@ def _wished(config: EvaluateConfig, origin: Origin, text: HeldOutText | None) ->
     if config.dtype is not None:
         yield "dtype"
     if config.dataset is not None:
+        other_name = dataset_name(config.dataset) != origin.dataset
         other_place = config.split is not None or config.text_field is not None
-        if dataset_name(config.dataset) != origin.dataset:
-            yield "dataset"
-        elif other_place and (text is None or not _content_differs(origin, text)):
+        same_content = text is None or not _content_differs(origin, text)
+        if other_name or (other_place and same_content):
             yield "dataset"
 
 

@@ -10,9 +10,13 @@ from typing import Any
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.opening import OpenedSAE
+from saeflow.evaluate.resolved import changed
 from saeflow.evaluate.result import EvaluationResult
 
 SCORES, LATENTS, REPORT = "scores.json", "latents.safetensors", "report.html"
+
+_SHOWN = 40
+"""Characters of a value that a message shows: not all of a hash."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,16 @@ def make_folders(outputs: Outputs) -> None:
 
 
 def earlier_result(folder: Path, name: str, options: Mapping[str, Any]) -> EvaluationResult | None:
-    """What an evaluation with the same options has found; None if there was none.
+    """What an evaluation of the same, with the same options, has found; None if there was none.
 
     Args:
         folder: where its files are.
         name: of the SAE, whose folder may have had another name and place then.
-        options: resolved.
+        options: as `resolved` gives them.
 
     Raises:
-        BadInputError: there are scores that are damaged, or were made with other options.
+        BadInputError: there are scores that are damaged, or were made from other things or
+            with other options.
     """
     path = folder / SCORES
     if not path.is_file():
@@ -86,17 +91,18 @@ def earlier_result(folder: Path, name: str, options: Mapping[str, Any]) -> Evalu
         raise BadInputError(
             f"{path} is no scores.json of this saeflow: move it, or give --overwrite"
         ) from error
-    changed = [
-        k
-        for k in {**result.options, **options}
-        if k != "sae" and result.options.get(k) != options.get(k)
-    ]
-    if changed:
+    if names := changed(result.options, options):
         told = "; ".join(
-            f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed
+            f"{k}: {_shown(result.options.get(k))} there, {_shown(options.get(k))} now"
+            for k in names
         )
         raise BadInputError(
             f"{path} holds scores made with other options ({told}): name another --out, "
             "or replace them with --overwrite"
         )
-    return replace(result, name=name, options=options)
+    return replace(result, name=name, options={**result.options, "sae": options["sae"]})
+
+
+def _shown(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}..."

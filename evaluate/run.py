@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 from saeflow import console
-from saeflow.config import to_plain
 from saeflow.errors import BadInputError
 from saeflow.evaluate.batches import Setting, check_text
-from saeflow.evaluate.checks import check_all
+from saeflow.evaluate.checks import check_all, check_recorded
 from saeflow.evaluate.conclude import Asked, conclude
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.latents.choice import choose_latents
@@ -30,18 +28,21 @@ from saeflow.evaluate.outputs import (
 from saeflow.evaluate.pages import check_page, write_page
 from saeflow.evaluate.reference import carried_means, of_store, sample_rows
 from saeflow.evaluate.report.page import is_report
+from saeflow.evaluate.resolved import Found, resolved
 from saeflow.evaluate.result import EvaluationResult
-from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
+from saeflow.evaluate.source import (
+    find_model_of,
+    hook_points_of,
+    model_spec_of,
+    source_model_of,
+)
 from saeflow.evaluate.text import HeldOutText, held_out_text
 from saeflow.evaluate.text_source import find_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
 from saeflow.location import locate
-from saeflow.train.folder import CFG, find_saes, weights_sha256
-
-_FILES = ("sae", "out", "report")
-"""Options that say where things are, not what is found."""
+from saeflow.train.folder import find_saes
 
 
 def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> EvaluationResult:
@@ -83,18 +84,22 @@ def evaluate_saes(
     outputs = outputs_of(config.sae, config.out, opened)
     if config.report:
         check_page(outputs.report, overwrite=overwrite)
-    options = {one.name: _resolved(config, one) for one in opened}
+    found = Found(find_model_of(config, opened), find_text(config, origin_of(opened[0].sae)))
+    options = {one.name: resolved(config, one, found) for one in opened}
     results: dict[str, EvaluationResult] = {}
     if not overwrite:
         earlier = {
             name: earlier_result(outputs.saes[name], name, asked) for name, asked in options.items()
         }
         results = {name: result for name, result in earlier.items() if result is not None}
+    for one in opened:
+        if one.name in results:
+            check_recorded(config, one, results[one.name].mismatches)
     for name in results:
         console.say(f"{outputs.saes[name] / SCORES} is complete already")
     missing = [one for one in opened if one.name not in results]
     if missing:
-        results |= _evaluate(config, missing, options, outputs)
+        results |= _evaluate(config, missing, found, options, outputs)
     in_order = {one.name: results[one.name] for one in opened}
     if config.report and (missing or not outputs.report.is_file()):
         write_page(in_order, outputs, {one.name: one.folder for one in opened})
@@ -133,28 +138,17 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _resolved(config: EvaluateConfig, one: OpenedSAE) -> dict[str, Any]:
-    """What the figures depend on."""
-    plain = {k: v for k, v in to_plain(config).items() if k not in _FILES}
-    return {
-        **plain,
-        "sae": str(one.folder.resolve()),
-        "sae_weights_sha256": weights_sha256(one.folder),
-        "sae_cfg_sha256": sha256((one.folder / CFG).read_bytes()).hexdigest(),
-    }
-
-
 def _evaluate(
     config: EvaluateConfig,
     saes: Sequence[OpenedSAE],
+    found: Found,
     options: Mapping[str, Mapping[str, Any]],
     outputs: Outputs,
 ) -> dict[str, EvaluationResult]:
     looked_at = [choose_latents(config.latents, one.sae.d_sae) for one in saes]
-    source = source_model_of(config, saes)
+    source = source_model_of(config, saes, found.model)
     model = source.model
-    origin = origin_of(saes[0].sae)
-    text = held_out_text(find_text(config, origin), config, origin, model)
+    text = held_out_text(found.text, config, origin_of(saes[0].sae), model)
     used = replace(source.used, text=text)
     mismatches = {one.name: check_all(config, one, used) for one in saes}
     for one in saes:

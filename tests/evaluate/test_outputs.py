@@ -190,7 +190,7 @@ def test_other_options_are_refused_by_name(quick: Make, sae: Path) -> None:
     before = (sae / "scores.json").read_bytes()
     with pytest.raises(BadInputError, match=r"tokens: 80 there, 320 now.*--overwrite"):
         evaluate_sae(quick(tokens=320))
-    with pytest.raises(BadInputError, match=r"dtype: None there, 'bfloat16' now"):
+    with pytest.raises(BadInputError, match=r"dtype: 'float32' there, 'bfloat16' now"):
         evaluate_sae(quick(dtype="bfloat16"))
     assert (sae / "scores.json").read_bytes() == before
 
