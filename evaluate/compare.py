@@ -91,14 +91,14 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
 
     Args:
         comparison: what to show.
-        path: of the file; a page of saeflow's that is there is replaced.
+        path: of the file; a page of another comparison is replaced.
         overwrite: replace whatever file is there.
 
     Raises:
         BadInputError: a latents.safetensors is damaged; there is another file, or a folder;
             or nothing can be written there.
     """
-    check_page(path, overwrite=overwrite)
+    check_page(path, "compare", overwrite=overwrite)
     found = {name: folder / LATENTS for name, folder in comparison.folders.items()}
     found = {name: file for name, file in found.items() if file.is_file()}
     models = dict.fromkeys(result["model"] for result in comparison.results)
@@ -111,6 +111,7 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
             token_texts={name: read_texts(file) for name, file in found.items()},
             training=comparison.training,
             notes=comparison.notes,
+            kind="compare",
         )
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -137,6 +138,7 @@ def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if (path / SCORES).is_file():
+        _refuse_two_kinds(path)
         return [path / SCORES]
     if not path.exists():
         raise BadInputError(f"{path} does not exist: check the path")
@@ -145,6 +147,15 @@ def _files_of(path: Path) -> list[Path]:
     if not found:
         raise BadInputError(f"{path} holds no {SCORES}: run saeflow evaluate on it first")
     return found
+
+
+def _refuse_two_kinds(folder: Path) -> None:
+    below = sorted(file.parent.name for file in folder.glob(f"*/{SCORES}"))
+    if below:
+        raise BadInputError(
+            f"{folder} holds a {SCORES} of its own and those of {_told(below)}: name the files "
+            f"that are meant, {folder / SCORES} or those in its folders"
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

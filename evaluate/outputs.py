@@ -41,15 +41,32 @@ def outputs_of(given: Path, out: Path | None, saes: Sequence[OpenedSAE]) -> Outp
         saes: what it holds.
 
     Raises:
-        BadInputError: `--out` is a file.
+        BadInputError: `--out` is a file; or it holds scores of one SAE where those of several
+            would go, or the other way round.
     """
     if out is None or out.resolve() == given.resolve():
         return Outputs(given / REPORT, {one.name: one.folder for one in saes})
     if out.exists() and not out.is_dir():
         raise BadInputError(f"--out {out} is a file: name a folder")
+    _refuse_two_kinds(out, len(saes))
     if len(saes) == 1:
         return Outputs(out / REPORT, {saes[0].name: out})
     return Outputs(out / REPORT, {one.name: out / one.name for one in saes})
+
+
+def _refuse_two_kinds(out: Path, saes: int) -> None:
+    """Beside each other, neither a page nor a comparison would be of all that is there."""
+    there = (out / SCORES).is_file()
+    below = sorted(file.parent.name for file in out.glob(f"*/{SCORES}"))
+    if saes == 1 and below and not there:
+        raise BadInputError(
+            f"--out {out} holds scores in folders of their own ({', '.join(below[:3])}"
+            f"{', ...' if len(below) > 3 else ''}): name a folder in it, or another --out"
+        )
+    if saes > 1 and there:
+        raise BadInputError(
+            f"--out {out} holds the scores of one SAE, and here are {saes}: name another --out"
+        )
 
 
 def make_folders(outputs: Outputs) -> None:

@@ -25,9 +25,9 @@ from saeflow.evaluate.outputs import (
     make_folders,
     outputs_of,
 )
-from saeflow.evaluate.pages import check_page, write_page
+from saeflow.evaluate.pages import check_page, is_stale, write_page
 from saeflow.evaluate.reference import carried_means, of_store, sample_rows
-from saeflow.evaluate.report.page import is_report
+from saeflow.evaluate.report.page import page_kind
 from saeflow.evaluate.resolved import Found, resolved
 from saeflow.evaluate.result import EvaluationResult
 from saeflow.evaluate.source import (
@@ -83,25 +83,17 @@ def evaluate_saes(
     opened = open_saes(config.sae)
     outputs = outputs_of(config.sae, config.out, opened)
     if config.report:
-        check_page(outputs.report, overwrite=overwrite)
+        check_page(outputs.report, "evaluate", overwrite=overwrite)
     found = Found(find_model_of(config, opened), find_text(config, origin_of(opened[0].sae)))
     options = {one.name: resolved(config, one, found) for one in opened}
-    results: dict[str, EvaluationResult] = {}
-    if not overwrite:
-        earlier = {
-            name: earlier_result(outputs.saes[name], name, asked) for name, asked in options.items()
-        }
-        results = {name: result for name, result in earlier.items() if result is not None}
-    for one in opened:
-        if one.name in results:
-            check_recorded(config, one, results[one.name].mismatches)
-    for name in results:
-        console.say(f"{outputs.saes[name] / SCORES} is complete already")
+    results = {} if overwrite else _earlier(config, opened, options, outputs)
     missing = [one for one in opened if one.name not in results]
     if missing:
         results |= _evaluate(config, missing, found, options, outputs)
     in_order = {one.name: results[one.name] for one in opened}
-    if config.report and (missing or not outputs.report.is_file()):
+    if not config.report and overwrite and page_kind(outputs.report) == "evaluate":
+        outputs.report.unlink()  # a page of earlier scores must not outlive them
+    if config.report and is_stale(outputs, in_order):
         write_page(in_order, outputs, {one.name: one.folder for one in opened})
         console.say(f"all of it to look at: {outputs.report}")
     return in_order
@@ -138,6 +130,25 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
+def _earlier(
+    config: EvaluateConfig,
+    saes: Sequence[OpenedSAE],
+    options: Mapping[str, Mapping[str, Any]],
+    outputs: Outputs,
+) -> dict[str, EvaluationResult]:
+    """What was found before, of the SAEs that were evaluated."""
+    results = {}
+    for one in saes:
+        folder = outputs.saes[one.name]
+        result = earlier_result(folder, one.name, options[one.name])
+        if result is not None:
+            check_recorded(config, one, result.mismatches)
+            results[one.name] = result
+    for name in results:
+        console.say(f"{outputs.saes[name] / SCORES} is complete already")
+    return results
+
+
 def _evaluate(
     config: EvaluateConfig,
     saes: Sequence[OpenedSAE],
@@ -158,8 +169,6 @@ def _evaluate(
     make_folders(outputs)
     measured = begin(setting, saes, looked_at)
     measure(setting, measured)
-    if is_report(outputs.report):
-        outputs.report.unlink()  # a page of earlier scores must not outlive them
     results, failed = {}, []
     for subject in measured.subjects:
         name = subject.opened.name
@@ -171,6 +180,8 @@ def _evaluate(
         else:
             _write(outputs, subject, results[name], model)
     if failed:
+        if results and page_kind(outputs.report) is not None:
+            console.warn(f"{outputs.report} shows what was there before, not the new scores")
         raise failed[0]
     return results
 

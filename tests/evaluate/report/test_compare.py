@@ -95,6 +95,16 @@ def test_nothing_and_the_same_twice_are_refused(tmp_path: Path) -> None:
         compare_results([folder, folder / "scores.json"])
 
 
+def test_a_folder_with_two_kinds_of_results_is_refused(tmp_path: Path) -> None:
+    """Neither of them is to be left out without a word."""
+    folder = scored(tmp_path / "all")
+    for name in "abcd":
+        scored(folder / name)
+    with pytest.raises(BadInputError, match=r"own and those of a, b, c and 1 more: name the files"):
+        compare_results([folder])
+    assert len(compare_results([folder / "scores.json", folder / "a"]).results) == 2
+
+
 def test_few_results_are_columns_and_many_are_rows() -> None:
     few = printed([made_result("one[bold]"), made_result("two", quality=0.5)])
     assert "one[bold]" in few.splitlines()[2]
