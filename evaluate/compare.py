@@ -1,14 +1,15 @@
-"""Several results side by side: whether they are like for like, and one page of all."""
+"""Several results side by side: read, and one page of all."""
 
 import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
+from saeflow.evaluate.like_for_like import differences, told_names
 from saeflow.evaluate.outputs import LATENTS, SCORES
 from saeflow.evaluate.pages import check_page
 from saeflow.evaluate.report.page import write_report
@@ -16,21 +17,6 @@ from saeflow.evaluate.report.schema import what_is_wrong
 from saeflow.evaluate.report.training import read_training
 from saeflow.evaluate.result import SCHEMA
 from saeflow.train.claim import SAES
-
-_NAMES_TOLD = 3
-
-_LIKE_FOR_LIKE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "model": lambda result: result["model"],
-    "replaced hook points": lambda result: ", ".join(result["replaces"]),
-    "replaced positions": lambda result: result["positions"].get("replaced"),
-    "scored positions": lambda result: result["positions"].get("scored"),
-    "text": lambda result: result["text"].get("source"),
-    "documents": lambda result: result["text"].get("documents"),
-    "tokens scored": lambda result: result["text"].get("tokens_scored"),
-    "text trained on": lambda result: _known(result["text"].get("trained_on")),
-    "clean loss": lambda result: _rounded(result["losses"]["clean"]["value"]),
-}
-"""What must be equal for scores to be comparable. Equal clean losses mean equal predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +107,6 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
         ) from error
 
 
-def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In what results are not like for like: a line for each thing, with both sides."""
-    found = []
-    for what, value in _LIKE_FOR_LIKE.items():
-        sides: dict[Any, list[str]] = {}
-        for result in results:
-            sides.setdefault(value(result), []).append(result["name"])
-        if len(sides) > 1:
-            told = "; ".join(f"{_plain(side)} ({_told(names)})" for side, names in sides.items())
-            found.append(f"not like for like, {what} differs: {told}")
-    return found
-
-
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -153,8 +126,8 @@ def _refuse_two_kinds(folder: Path) -> None:
     below = sorted(file.parent.name for file in folder.glob(f"*/{SCORES}"))
     if below:
         raise BadInputError(
-            f"{folder} holds a {SCORES} of its own and those of {_told(below)}: name the files "
-            f"that are meant, {folder / SCORES} or those in its folders"
+            f"{folder} holds a {SCORES} of its own and those of {told_names(below)}: "
+            f"name the files that are meant, {folder / SCORES} or those in its folders"
         )
 
 
@@ -189,22 +162,3 @@ def _names(results: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
 
 def _suffix(place: Path) -> tuple[str, ...]:
     return () if place.name == SCORES else (place.name,)
-
-
-def _told(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_TOLD
-    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
-
-
-def _known(value: bool | None) -> bool | str:
-    return "not known" if value is None else value
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _rounded(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

@@ -102,6 +102,7 @@ def _text(setting: Setting, measured: Measured, sums: DocumentSums) -> dict[str,
     text = setting.text
     return {
         "source": text.source,
+        "sha256": text.sha256,
         "held_out_only": None if text.trained_on is None else not text.trained_on,
         "trained_on": text.trained_on,
         "documents": len(sums.documents),

@@ -32,7 +32,7 @@ class EvaluationResult:
         options: what was asked for, resolved.
         model: name of what was spliced into.
         reads, replaces: hook points.
-        text: source, held_out_only, trained_on, documents, sequences, sequences_available,
+        text: source, sha256, held_out_only, trained_on, documents, sequences, sequences_available,
             context_size, tokens_scored, rows_replaced.
         positions: which positions were replaced, and which predictions scored, in words.
         mismatches: what was allowed to differ from the SAE's provenance: field, sae, here.

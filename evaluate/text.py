@@ -1,5 +1,6 @@
 """The text that a score is made on: held-out text of the store's own, or of a dataset."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -58,6 +59,14 @@ class HeldOutText:
     store_identity: str | None
     split: str | None = None
     text_field: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of what the model reads, wherever it is from."""
+        read = hashlib.sha256(f"{self.sequences.shape}".encode())
+        read.update(np.ascontiguousarray(self.sequences, "<u4").tobytes())
+        read.update(np.ascontiguousarray(self.lengths, "<i8").tobytes())
+        return read.hexdigest()
 
 
 def held_out_text(

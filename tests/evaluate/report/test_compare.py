@@ -8,9 +8,10 @@ from made_results import TEXTS, made_latents, made_result, made_training
 from rich.console import Console
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.compare import compare_results, differences, write_comparison
+from saeflow.evaluate.compare import compare_results, write_comparison
 from saeflow.evaluate.compare_table import comparison_table
 from saeflow.evaluate.latents.files import write_latents
+from saeflow.evaluate.like_for_like import differences
 
 
 def scored(folder: Path, result: dict[str, Any] | None = None) -> Path:
