@@ -44,11 +44,11 @@ class EvaluateConfig:
     ] = None
     text_field: Annotated[
         str | None,
-        Doc("Field of --dataset that holds the text; text, or what the SAE knows it by."),
+        Doc("Field of --dataset that holds the text; if not given, text, or of its own the SAE's."),
     ] = None
     split: Annotated[
         str | None,
-        Doc("Split of --dataset, if saved or of the hub; train, or the one that the SAE is from."),
+        Doc("Split of a saved or hub --dataset; if not given, train, or of its own the SAE's."),
     ] = None
     tokens: Annotated[int, Doc("Held-out tokens to evaluate on, at most.")] = 32_768
     allow_training_text: Annotated[
