@@ -14,7 +14,7 @@ from saeflow.evaluate.outputs import LATENTS, SCORES
 from saeflow.evaluate.pages import check_page
 from saeflow.evaluate.report.page import write_report
 from saeflow.evaluate.report.schema import what_is_wrong
-from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.report.training import training_of
 from saeflow.evaluate.result import SCHEMA
 from saeflow.train.claim import SAES
 
@@ -61,12 +61,11 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
     names = _names(results, places)
     results = [{**result, "name": name} for result, name in zip(results, names, strict=True)]
     folders = {name: file.parent for name, file in zip(names, files, strict=True)}
-    curves = {name: read_training(folder) for name, folder in folders.items()}
     return Comparison(
         results=tuple(results),
         notes=tuple(differences(results)),
         folders=folders,
-        training={name: lines for name, lines in curves.items() if lines},
+        training=training_of(folders),
     )
 
 

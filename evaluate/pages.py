@@ -8,7 +8,7 @@ from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
 from saeflow.evaluate.outputs import LATENTS, REPORT, Outputs
 from saeflow.evaluate.report.page import PageKind, page_kind, shows, write_report
-from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.report.training import training_of
 from saeflow.evaluate.result import EvaluationResult
 
 
@@ -58,7 +58,6 @@ def write_page(
                 "evaluate again with --overwrite to have them"
             )
     looked_at = {name: file for name, file in files.items() if file.is_file()}
-    curves = {name: read_training(saes[name]) for name in results}
     models = ", ".join(dict.fromkeys(result.model for result in results.values()))
     write_report(
         outputs.report,
@@ -66,5 +65,5 @@ def write_page(
         title=next(iter(results)) if len(results) == 1 else f"{len(results)} SAEs of {models}",
         latents={name: read_latents(file) for name, file in looked_at.items()},
         token_texts={name: read_texts(file) for name, file in looked_at.items()},
-        training={name: lines for name, lines in curves.items() if lines},
+        training=training_of({name: saes[name] for name in results}),
     )

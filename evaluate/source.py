@@ -58,9 +58,10 @@ def model_spec_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> ModelSpe
     """Which model, run how: as given, else as the SAEs say.
 
     Raises:
-        BadInputError: neither says which, or the SAEs don't agree.
+        BadInputError: neither says which, the SAEs don't agree, or one's metadata are not
+            what they must be.
     """
-    origin = _agreed([(opened, origin_of(opened.sae)) for opened in saes])
+    origin = _agreed([(opened, origin_of(opened.sae, opened.folder)) for opened in saes])
     name = config.model or (origin.model and _official(origin))
     if name is None:
         raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")

@@ -77,7 +77,10 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise BadInputError(f"model folder {name} does not exist: check the path")
+            raise BadInputError(
+                f"model folder {name} does not exist: check the path, "
+                "or say with --model where it is"
+            )
         folder = _download(name, _HUB_FILES + (["*.py"] if trust_remote_code else []))
     if not (folder / "config.json").is_file():
         raise BadInputError(

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.opening import OpenedSAE, open_saes
+from saeflow.evaluate.run import evaluate_sae
 from saeflow.evaluate.source import (
     Source,
     find_model_of,
@@ -73,6 +74,20 @@ def test_without_any_name_one_must_be_given(
     with pytest.raises(BadInputError, match="does not say its source model: give --model"):
         model_spec_of(config(), [foreign])
     assert model_spec_of(config(model=str(tiny_model)), [foreign]).name == str(tiny_model)
+
+
+def test_a_model_or_a_text_that_was_moved_is_asked_for_by_its_option(
+    config: Make, sae: Path, change_cfg: Callable[..., None], tmp_path: Path
+) -> None:
+    """Nobody typed these paths."""
+    change_cfg(sae, "metadata", "saeflow", "store", "path", str(tmp_path / "no-store"))
+    provenance = ("metadata", "saeflow", "store", "provenance")
+    change_cfg(sae, *provenance, "dataset", str(tmp_path / "no.jsonl"))
+    with pytest.raises(BadInputError, match=r"no.jsonl does not exist: .* with --dataset where"):
+        evaluate_sae(config())
+    change_cfg(sae, *provenance, "model", "name", str(tmp_path / "no-model"))
+    with pytest.raises(BadInputError, match=r"no-model does not exist: .* with --model where"):
+        evaluate_sae(config())
 
 
 def test_saes_of_different_models_or_texts_are_refused(config: Make, opened: OpenedSAE) -> None:
