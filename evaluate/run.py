@@ -37,7 +37,7 @@ from saeflow.evaluate.source import (
     source_model_of,
 )
 from saeflow.evaluate.text import HeldOutText, held_out_text
-from saeflow.evaluate.text_source import find_text
+from saeflow.evaluate.text_source import check_place, find_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
@@ -104,8 +104,9 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         BadInputError: the SAEs can't be used, do not say their model, or lack a latent that
-            is to be looked at.
+            is to be looked at; or an option can't be used.
     """
+    check_place(config)
     opened = open_saes(config.sae)
     for one in opened:
         hook_points_of(one)

@@ -76,9 +76,7 @@ def find_text(config: EvaluateConfig, origin: Origin) -> TextSource:
     """
     if config.dataset is not None:
         return _named(config, config.dataset, origin)
-    for flag, value in (("--split", config.split), ("--text-field", config.text_field)):
-        if value is not None:
-            raise BadInputError(f"{flag} {value} is of a dataset: give --dataset, or leave it out")
+    check_place(config)
     _refuse_unknown_text(config, origin)
     if not config.allow_training_text:
         _refuse_training_text(config, origin)
@@ -87,6 +85,17 @@ def find_text(config: EvaluateConfig, origin: Origin) -> TextSource:
         return _of_store(place, config, origin)
     assert origin.dataset is not None
     return _own(origin.dataset, _sha256(origin.dataset, origin), config, origin)
+
+
+def check_place(config: EvaluateConfig) -> None:
+    """See that a place in a dataset is of a dataset that was named.
+
+    Raises:
+        BadInputError: there is `--split` or `--text-field`, and no `--dataset`.
+    """
+    for flag, value in (("--split", config.split), ("--text-field", config.text_field)):
+        if value is not None and config.dataset is None:
+            raise BadInputError(f"{flag} {value} is of a dataset: give --dataset, or leave it out")
 
 
 def dataset_name(dataset: str) -> str:

@@ -14,7 +14,7 @@ from saeflow.evaluate.checks import Used, check_all
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.opening import open_saes
 from saeflow.evaluate.origin import Origin, origin_of
-from saeflow.evaluate.run import evaluate_sae
+from saeflow.evaluate.run import evaluate_sae, plan_evaluation
 from saeflow.evaluate.text import HeldOutText, held_out_text
 from saeflow.evaluate.text_source import TextSource, find_text
 from saeflow.harvest.config import HarvestConfig
@@ -138,6 +138,8 @@ def test_options_of_a_dataset_need_one(
 ) -> None:
     with pytest.raises(BadInputError, match=f"^{flag} is of a dataset: give --dataset"):
         find_text(config(**{option: "test"}), origin)
+    with pytest.raises(BadInputError, match=f"^{flag} is of a dataset: give --dataset"):
+        plan_evaluation(config(**{option: "test"}))
 
 
 # What was trained on.
