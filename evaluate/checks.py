@@ -3,7 +3,7 @@
 What the SAE doesn't say is not compared: a foreign one says little.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.mismatch import Mismatch, settle
 from saeflow.evaluate.opening import OpenedSAE
 from saeflow.evaluate.origin import Origin, origin_of, processing_of
-from saeflow.evaluate.text import HeldOutText, dataset_name
+from saeflow.evaluate.text import HeldOutText
+from saeflow.evaluate.text_source import dataset_name
 
 _OTHER_MODEL = "name the model that it was trained on with --model"
 _SHOWN = 12
@@ -62,17 +63,34 @@ def check_all(config: EvaluateConfig, opened: OpenedSAE, used: Used) -> tuple[Mi
         *_run(origin, used),
         *(() if used.text is None else _text(origin, used.text)),
     )
-    allow = {*config.allow_mismatch, *_wished(config, origin)}
+    allow = {*config.allow_mismatch, *_wished(config, origin, used.text)}
     for mismatch in found:
         settle(opened.name, mismatch, allow)
     return found
 
 
-def _wished(config: EvaluateConfig, origin: Origin) -> Iterator[str]:
+def check_recorded(
+    config: EvaluateConfig, opened: OpenedSAE, mismatches: Iterable[Mapping[str, str]]
+) -> None:
+    """See that the mismatches of an earlier result, made from the same, would be allowed now.
+
+    Raises:
+        BadInputError: there is one that isn't.
+    """
+    allow = {*config.allow_mismatch, *_wished(config, origin_of(opened.sae), None)}
+    for said in mismatches:
+        settle(opened.name, Mismatch(**said, remedy="give what it was made from"), allow)
+
+
+def _wished(config: EvaluateConfig, origin: Origin, text: HeldOutText | None) -> Iterator[str]:
     if config.dtype is not None:
         yield "dtype"
-    if config.dataset is not None and dataset_name(config.dataset) != origin.dataset:
-        yield "dataset"
+    if config.dataset is not None:
+        other_name = dataset_name(config.dataset) != origin.dataset
+        other_place = config.split is not None or config.text_field is not None
+        same_content = text is None or not _content_differs(origin, text)
+        if other_name or (other_place and same_content):
+            yield "dataset"
 
 
 def _check_widths(opened: OpenedSAE, used: Used) -> None:
@@ -193,14 +211,36 @@ def _dataset(origin: Origin, text: HeldOutText) -> Iterator[Mismatch]:
         if sae is not None and sae != here:
             yield Mismatch("dataset", f"store {sae[:_SHOWN]}", f"store {here[:_SHOWN]}", remedy)
         return
-    if origin.dataset_sha256 is not None and text.dataset_sha256 is not None:
-        if origin.dataset_sha256 == text.dataset_sha256:
-            return
+    if _content_differs(origin, text):
         yield Mismatch(
             "dataset",
-            f"{origin.dataset} with content {origin.dataset_sha256[:_SHOWN]}",
-            f"{text.dataset} with content {text.dataset_sha256[:_SHOWN]}",
+            f"{origin.dataset} with content {str(origin.dataset_sha256)[:_SHOWN]}",
+            f"{text.dataset} with content {str(text.dataset_sha256)[:_SHOWN]}",
             remedy,
         )
-    elif origin.dataset is not None and origin.dataset != text.dataset:
+    elif origin.dataset is not None and not _same_dataset(origin, text):
         yield Mismatch("dataset", f"{origin.dataset}", f"{text.dataset}", remedy)
+    elif origin.dataset is not None:
+        yield from _place_in_dataset(origin, text)
+
+
+def _place_in_dataset(origin: Origin, text: HeldOutText) -> Iterator[Mismatch]:
+    for what, flag, sae, here in (
+        ("split", "--split", origin.split, text.split),
+        ("field", "--text-field", origin.text_field, text.text_field),
+    ):
+        if here is not None and here != sae:
+            told = f"{what} '{sae}' of {origin.dataset}"
+            yield Mismatch("dataset", told, f"{what} '{here}'", f"leave out {flag}")
+
+
+def _same_dataset(origin: Origin, text: HeldOutText) -> bool:
+    """By its name, or under another one by its content."""
+    if text.dataset == origin.dataset:
+        return True
+    return text.dataset_sha256 is not None and text.dataset_sha256 == origin.dataset_sha256
+
+
+def _content_differs(origin: Origin, text: HeldOutText) -> bool:
+    known = origin.dataset_sha256 is not None and text.dataset_sha256 is not None
+    return known and origin.dataset_sha256 != text.dataset_sha256

@@ -1,36 +1,22 @@
-"""Several results side by side: whether they are like for like, and one page of all."""
+"""Several results side by side: read, and one page of all."""
 
 import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
+from saeflow.evaluate.like_for_like import differences, told_names
 from saeflow.evaluate.outputs import LATENTS, SCORES
 from saeflow.evaluate.pages import check_page
 from saeflow.evaluate.report.page import write_report
 from saeflow.evaluate.report.schema import what_is_wrong
-from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.report.training import training_of
 from saeflow.evaluate.result import SCHEMA
 from saeflow.train.claim import SAES
-
-_NAMES_TOLD = 3
-
-_LIKE_FOR_LIKE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "model": lambda result: result["model"],
-    "replaced hook points": lambda result: ", ".join(result["replaces"]),
-    "replaced positions": lambda result: result["positions"].get("replaced"),
-    "scored positions": lambda result: result["positions"].get("scored"),
-    "text": lambda result: result["text"].get("source"),
-    "documents": lambda result: result["text"].get("documents"),
-    "tokens scored": lambda result: result["text"].get("tokens_scored"),
-    "text trained on": lambda result: bool(result["text"].get("trained_on")),
-    "clean loss": lambda result: _rounded(result["losses"]["clean"]["value"]),
-}
-"""What must be equal for scores to be comparable. Equal clean losses mean equal predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +61,11 @@ def compare_results(paths: Sequence[Path]) -> Comparison:
     names = _names(results, places)
     results = [{**result, "name": name} for result, name in zip(results, names, strict=True)]
     folders = {name: file.parent for name, file in zip(names, files, strict=True)}
-    curves = {name: read_training(folder) for name, folder in folders.items()}
     return Comparison(
         results=tuple(results),
         notes=tuple(differences(results)),
         folders=folders,
-        training={name: lines for name, lines in curves.items() if lines},
+        training=training_of(folders),
     )
 
 
@@ -91,14 +76,14 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
 
     Args:
         comparison: what to show.
-        path: of the file; a page of saeflow's that is there is replaced.
+        path: of the file; a page of another comparison is replaced.
         overwrite: replace whatever file is there.
 
     Raises:
         BadInputError: a latents.safetensors is damaged; there is another file, or a folder;
             or nothing can be written there.
     """
-    check_page(path, overwrite=overwrite)
+    check_page(path, "compare", overwrite=overwrite)
     found = {name: folder / LATENTS for name, folder in comparison.folders.items()}
     found = {name: file for name, file in found.items() if file.is_file()}
     models = dict.fromkeys(result["model"] for result in comparison.results)
@@ -111,6 +96,7 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
             token_texts={name: read_texts(file) for name, file in found.items()},
             training=comparison.training,
             notes=comparison.notes,
+            kind="compare",
         )
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -120,23 +106,11 @@ def write_comparison(comparison: Comparison, path: Path, *, overwrite: bool = Fa
         ) from error
 
 
-def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In what results are not like for like: a line for each thing, with both sides."""
-    found = []
-    for what, value in _LIKE_FOR_LIKE.items():
-        sides: dict[Any, list[str]] = {}
-        for result in results:
-            sides.setdefault(value(result), []).append(result["name"])
-        if len(sides) > 1:
-            told = "; ".join(f"{_plain(side)} ({_told(names)})" for side, names in sides.items())
-            found.append(f"not like for like, {what} differs: {told}")
-    return found
-
-
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if (path / SCORES).is_file():
+        _refuse_two_kinds(path)
         return [path / SCORES]
     if not path.exists():
         raise BadInputError(f"{path} does not exist: check the path")
@@ -145,6 +119,15 @@ def _files_of(path: Path) -> list[Path]:
     if not found:
         raise BadInputError(f"{path} holds no {SCORES}: run saeflow evaluate on it first")
     return found
+
+
+def _refuse_two_kinds(folder: Path) -> None:
+    below = sorted(file.parent.name for file in folder.glob(f"*/{SCORES}"))
+    if below:
+        raise BadInputError(
+            f"{folder} holds a {SCORES} of its own and those of {told_names(below)}: "
+            f"name the files that are meant, {folder / SCORES} or those in its folders"
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -178,18 +161,3 @@ def _names(results: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
 
 def _suffix(place: Path) -> tuple[str, ...]:
     return () if place.name == SCORES else (place.name,)
-
-
-def _told(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_TOLD
-    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _rounded(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

@@ -102,7 +102,8 @@ def _text(setting: Setting, measured: Measured, sums: DocumentSums) -> dict[str,
     text = setting.text
     return {
         "source": text.source,
-        "held_out_only": not text.trained_on,
+        "sha256": text.sha256,
+        "held_out_only": None if text.trained_on is None else not text.trained_on,
         "trained_on": text.trained_on,
         "documents": len(sums.documents),
         "sequences": len(text.sequences),

@@ -42,8 +42,14 @@ class EvaluateConfig:
         str | None,
         Doc("Text, of which only held-out documents are used; those of the store if not given."),
     ] = None
-    text_field: Annotated[str, Doc("Field of --dataset that holds the text.")] = "text"
-    split: Annotated[str, Doc("Split of a saved or hub dataset.")] = "train"
+    text_field: Annotated[
+        str | None,
+        Doc("Field of --dataset that holds the text; if not given, text, or of its own the SAE's."),
+    ] = None
+    split: Annotated[
+        str | None,
+        Doc("Split of a saved or hub --dataset; if not given, train, or of its own the SAE's."),
+    ] = None
     tokens: Annotated[int, Doc("Held-out tokens to evaluate on, at most.")] = 32_768
     allow_training_text: Annotated[
         bool, Doc("Use text that the SAE was trained on; the result is marked.")

@@ -1,9 +1,9 @@
 """What an SAE says of where it is from: ours all of it, a foreign one what SAELens writes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from saeflow.evaluate.entries import Entries
 from saeflow.harvest.importing.source import UNKNOWN
 from saeflow.train.sae import SAE
 
@@ -52,11 +52,20 @@ class Origin:
     imported: bool = False
 
 
-def origin_of(sae: SAE) -> Origin:
-    """Where an SAE is from, by its cfg.json."""
-    metadata = sae.cfg.get("metadata", {})
-    store = metadata.get("saeflow", {}).get("store", {})
-    return _of_store(store) if store else _of_saelens(metadata)
+def origin_of(sae: SAE, folder: Path | None = None) -> Origin:
+    """Where an SAE is from, by its cfg.json.
+
+    Args:
+        sae: an SAE.
+        folder: that it was opened from, for messages.
+
+    Raises:
+        BadInputError: an entry of the metadata that is used is not of its type.
+    """
+    told = "this SAE" if folder is None else f"SAE {folder}"
+    metadata = Entries(sae.cfg.get("metadata") or {}, "metadata", told)
+    store = metadata.within("saeflow").within("store")
+    return _of_store(store) if store.entries else _of_saelens(metadata)
 
 
 def processing_of(*, compatibility_mode: bool) -> frozenset[str]:
@@ -64,48 +73,55 @@ def processing_of(*, compatibility_mode: bool) -> frozenset[str]:
     return frozenset(_PROCESSINGS) if compatibility_mode else frozenset()
 
 
-def _of_store(store: Mapping[str, Any]) -> Origin:
-    provenance = store.get("provenance", {})
-    model = provenance.get("model", {})
-    mode = model.get("compatibility_mode")
-    hooks = provenance.get("hook")
-    imported = "imported_from" in provenance
+def _of_store(store: Entries) -> Origin:
+    provenance = store.within("provenance")
+    model = provenance.within("model")
+    mode = model.get("compatibility_mode", bool)
+    hooks = provenance.get("hook", list)
+    imported = "imported_from" in provenance.entries
     return Origin(
-        model=_known(model.get("name")),
-        weights_sha256=model.get("weights_sha256"),
-        config_sha256=model.get("config_sha256"),
-        tokenizer_sha256=model.get("tokenizer_sha256"),
-        dtype=model.get("dtype"),
+        model=_known(model.get("name", str)),
+        weights_sha256=model.get("weights_sha256", str),
+        config_sha256=model.get("config_sha256", str),
+        tokenizer_sha256=model.get("tokenizer_sha256", str),
+        dtype=model.get("dtype", str),
         processing=None if mode is None else processing_of(compatibility_mode=mode),
-        hook_points=None if hooks is None else tuple(hooks),
-        store_path=store["path"],
-        store_identity=store["identity"],
-        dataset=_known(provenance.get("dataset")),
-        dataset_sha256=provenance.get("dataset_sha256"),
-        split=provenance.get("split", "train"),
-        text_field=provenance.get("text_field", "text"),
-        context_size=provenance.get("context_size"),
+        hook_points=None if hooks is None else tuple(map(str, hooks)),
+        store_path=store.needed("path", str),
+        store_identity=store.needed("identity", str),
+        dataset=_known(provenance.get("dataset", str)),
+        dataset_sha256=provenance.get("dataset_sha256", str),
+        split=provenance.get("split", str) or "train",
+        text_field=provenance.get("text_field", str) or "text",
+        context_size=_context_size(provenance),
         bos=None if imported else True,
-        packed=provenance.get("pack"),
-        held_out=provenance.get("held_out"),
+        packed=provenance.get("pack", bool),
+        held_out=provenance.get("held_out", float),
         imported=imported,
     )
 
 
-def _of_saelens(metadata: Mapping[str, Any]) -> Origin:
-    loading = metadata.get("model_from_pretrained_kwargs") or {}
-    said = {name for name in _PROCESSINGS if name in loading}
-    separate = metadata.get("disable_concat_sequences")
-    dtype = loading.get("dtype", loading.get("torch_dtype"))
+def _of_saelens(metadata: Entries) -> Origin:
+    loading = metadata.within("model_from_pretrained_kwargs")
+    said = {name for name in _PROCESSINGS if name in loading.entries}
+    separate = metadata.get("disable_concat_sequences", bool)
+    dtype = loading.get("dtype", str) or loading.get("torch_dtype", str)
     return Origin(
-        model=_known(metadata.get("model_name")),
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
-        processing=frozenset(name for name in said if loading[name]) if said else None,
-        dataset=_known(metadata.get("dataset_path")),
-        context_size=metadata.get("context_size"),
-        bos=metadata.get("prepend_bos"),
+        model=_known(metadata.get("model_name", str)),
+        dtype=None if dtype is None else dtype.removeprefix("torch."),
+        processing=frozenset(name for name in said if loading.get(name, bool)) if said else None,
+        dataset=_known(metadata.get("dataset_path", str)),
+        context_size=_context_size(metadata),
+        bos=metadata.get("prepend_bos", bool),
         packed=None if separate is None else not separate,
     )
+
+
+def _context_size(held: Entries) -> int | None:
+    size = held.get("context_size", int)
+    if size is not None and size < 2:
+        raise held.wrong("context_size", "at least 2, one token and the next")
+    return size
 
 
 def _known(name: str | None) -> str | None:

@@ -10,9 +10,13 @@ from typing import Any
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate.opening import OpenedSAE
+from saeflow.evaluate.resolved import changed
 from saeflow.evaluate.result import EvaluationResult
 
 SCORES, LATENTS, REPORT = "scores.json", "latents.safetensors", "report.html"
+
+_SHOWN = 40
+"""Characters of a value that a message shows: not all of a hash."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,32 @@ def outputs_of(given: Path, out: Path | None, saes: Sequence[OpenedSAE]) -> Outp
         saes: what it holds.
 
     Raises:
-        BadInputError: `--out` is a file.
+        BadInputError: `--out` is a file; or it holds scores of one SAE where those of several
+            would go, or the other way round.
     """
     if out is None or out.resolve() == given.resolve():
         return Outputs(given / REPORT, {one.name: one.folder for one in saes})
     if out.exists() and not out.is_dir():
         raise BadInputError(f"--out {out} is a file: name a folder")
+    _refuse_two_kinds(out, len(saes))
     if len(saes) == 1:
         return Outputs(out / REPORT, {saes[0].name: out})
     return Outputs(out / REPORT, {one.name: out / one.name for one in saes})
+
+
+def _refuse_two_kinds(out: Path, saes: int) -> None:
+    """Beside each other, neither a page nor a comparison would be of all that is there."""
+    there = (out / SCORES).is_file()
+    below = sorted(file.parent.name for file in out.glob(f"*/{SCORES}"))
+    if saes == 1 and below and not there:
+        raise BadInputError(
+            f"--out {out} holds scores in folders of their own ({', '.join(below[:3])}"
+            f"{', ...' if len(below) > 3 else ''}): name a folder in it, or another --out"
+        )
+    if saes > 1 and there:
+        raise BadInputError(
+            f"--out {out} holds the scores of one SAE, and here are {saes}: name another --out"
+        )
 
 
 def make_folders(outputs: Outputs) -> None:
@@ -67,15 +88,16 @@ def make_folders(outputs: Outputs) -> None:
 
 
 def earlier_result(folder: Path, name: str, options: Mapping[str, Any]) -> EvaluationResult | None:
-    """What an evaluation with the same options has found; None if there was none.
+    """What an evaluation of the same, with the same options, has found; None if there was none.
 
     Args:
         folder: where its files are.
         name: of the SAE, whose folder may have had another name and place then.
-        options: resolved.
+        options: as `resolved` gives them.
 
     Raises:
-        BadInputError: there are scores that are damaged, or were made with other options.
+        BadInputError: there are scores that are damaged, or were made from other things or
+            with other options.
     """
     path = folder / SCORES
     if not path.is_file():
@@ -86,17 +108,18 @@ def earlier_result(folder: Path, name: str, options: Mapping[str, Any]) -> Evalu
         raise BadInputError(
             f"{path} is no scores.json of this saeflow: move it, or give --overwrite"
         ) from error
-    changed = [
-        k
-        for k in {**result.options, **options}
-        if k != "sae" and result.options.get(k) != options.get(k)
-    ]
-    if changed:
+    if names := changed(result.options, options):
         told = "; ".join(
-            f"{k}: {result.options.get(k)!r} there, {options.get(k)!r} now" for k in changed
+            f"{k}: {_shown(result.options.get(k))} there, {_shown(options.get(k))} now"
+            for k in names
         )
         raise BadInputError(
             f"{path} holds scores made with other options ({told}): name another --out, "
             "or replace them with --overwrite"
         )
-    return replace(result, name=name, options=options)
+    return replace(result, name=name, options={**result.options, "sae": options["sae"]})
+
+
+def _shown(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}..."

@@ -7,27 +7,34 @@ from saeflow import console
 from saeflow.errors import BadInputError
 from saeflow.evaluate.latents.files import read_latents, read_texts
 from saeflow.evaluate.outputs import LATENTS, REPORT, Outputs
-from saeflow.evaluate.report.page import is_report, write_report
-from saeflow.evaluate.report.training import read_training
+from saeflow.evaluate.report.page import PageKind, page_kind, shows, write_report
+from saeflow.evaluate.report.training import training_of
 from saeflow.evaluate.result import EvaluationResult
 
 
-def check_page(path: Path, *, overwrite: bool) -> None:
+def check_page(path: Path, kind: PageKind, *, overwrite: bool) -> None:
     """See that a page may be written there.
 
     Args:
         path: of the page.
-        overwrite: also over a file that is no page of saeflow's.
+        kind: of which command it will be.
+        overwrite: also over a file that is no page of this command.
 
     Raises:
         BadInputError: there is such a file, or a folder.
     """
     if path.is_dir():
         raise BadInputError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite and not is_report(path):
-        raise BadInputError(
-            f"{path} is no page of saeflow's: name another --out, or replace it with --overwrite"
-        )
+    if overwrite or not path.exists() or (there := page_kind(path)) == kind:
+        return
+    what = "no page of saeflow's" if there is None else f"a page of saeflow {there}"
+    raise BadInputError(f"{path} is {what}: name another --out, or replace it with --overwrite")
+
+
+def is_stale(outputs: Outputs, results: Mapping[str, EvaluationResult]) -> bool:
+    """Whether there is no page of an evaluation, or one of other results than these."""
+    found = [result.to_json() for result in results.values()]
+    return page_kind(outputs.report) != "evaluate" or not shows(outputs.report, found)
 
 
 def write_page(
@@ -51,7 +58,6 @@ def write_page(
                 "evaluate again with --overwrite to have them"
             )
     looked_at = {name: file for name, file in files.items() if file.is_file()}
-    curves = {name: read_training(saes[name]) for name in results}
     models = ", ".join(dict.fromkeys(result.model for result in results.values()))
     write_report(
         outputs.report,
@@ -59,5 +65,5 @@ def write_page(
         title=next(iter(results)) if len(results) == 1 else f"{len(results)} SAEs of {models}",
         latents={name: read_latents(file) for name, file in looked_at.items()},
         token_texts={name: read_texts(file) for name, file in looked_at.items()},
-        training={name: lines for name, lines in curves.items() if lines},
+        training=training_of({name: saes[name] for name in results}),
     )

@@ -14,6 +14,13 @@ SCHEMA = 2
 
 _MANY_DEAD = 0.1
 
+_TEXTS = {
+    True: "tokens that it was trained on",
+    False: "held-out tokens",
+    None: "tokens that it may have been trained on",
+}
+"""What the verdict calls the text, by whether the SAE was trained on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
@@ -25,7 +32,7 @@ class EvaluationResult:
         options: what was asked for, resolved.
         model: name of what was spliced into.
         reads, replaces: hook points.
-        text: source, held_out_only, trained_on, documents, sequences, sequences_available,
+        text: source, sha256, held_out_only, trained_on, documents, sequences, sequences_available,
             context_size, tokens_scored, rows_replaced.
         positions: which positions were replaced, and which predictions scored, in words.
         mismatches: what was allowed to differ from the SAE's provenance: field, sae, here.
@@ -118,7 +125,7 @@ class EvaluationResult:
         interval = (
             "" if score.low is None else f" (95% interval {score.low:.1%} to {score.high:.1%})"
         )
-        text = "tokens that it was trained on" if self.text["trained_on"] else "held-out tokens"
+        text = _TEXTS[self.text["trained_on"]]
         line = (
             f"With the SAE in its place, {self.model} keeps {score.value:.1%}{interval} of what "
             f"zero ablation at {self.where} takes away, over {self.text['tokens_scored']:,} {text}"

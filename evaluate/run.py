@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 from saeflow import console
-from saeflow.config import to_plain
 from saeflow.errors import BadInputError
 from saeflow.evaluate.batches import Setting, check_text
-from saeflow.evaluate.checks import check_all
+from saeflow.evaluate.checks import check_all, check_recorded
 from saeflow.evaluate.conclude import Asked, conclude
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.latents.choice import choose_latents
@@ -27,20 +25,24 @@ from saeflow.evaluate.outputs import (
     make_folders,
     outputs_of,
 )
-from saeflow.evaluate.pages import check_page, write_page
+from saeflow.evaluate.pages import check_page, is_stale, write_page
 from saeflow.evaluate.reference import carried_means, of_store, sample_rows
-from saeflow.evaluate.report.page import is_report
+from saeflow.evaluate.report.page import page_kind
+from saeflow.evaluate.resolved import Found, resolved
 from saeflow.evaluate.result import EvaluationResult
-from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
+from saeflow.evaluate.source import (
+    find_model_of,
+    hook_points_of,
+    model_spec_of,
+    source_model_of,
+)
 from saeflow.evaluate.text import HeldOutText, held_out_text
+from saeflow.evaluate.text_source import check_place, find_text
 from saeflow.files import write_json
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.store import Store, open_store, read_attributes
 from saeflow.location import locate
-from saeflow.train.folder import CFG, find_saes, weights_sha256
-
-_FILES = ("sae", "out", "report")
-"""Options that say where things are, not what is found."""
+from saeflow.train.folder import find_saes
 
 
 def evaluate_sae(config: EvaluateConfig, *, overwrite: bool = False) -> EvaluationResult:
@@ -81,21 +83,17 @@ def evaluate_saes(
     opened = open_saes(config.sae)
     outputs = outputs_of(config.sae, config.out, opened)
     if config.report:
-        check_page(outputs.report, overwrite=overwrite)
-    options = {one.name: _resolved(config, one) for one in opened}
-    results: dict[str, EvaluationResult] = {}
-    if not overwrite:
-        earlier = {
-            name: earlier_result(outputs.saes[name], name, asked) for name, asked in options.items()
-        }
-        results = {name: result for name, result in earlier.items() if result is not None}
-    for name in results:
-        console.say(f"{outputs.saes[name] / SCORES} is complete already")
+        check_page(outputs.report, "evaluate", overwrite=overwrite)
+    found = Found(find_model_of(config, opened), find_text(config, origin_of(opened[0].sae)))
+    options = {one.name: resolved(config, one, found) for one in opened}
+    results = {} if overwrite else _earlier(config, opened, options, outputs)
     missing = [one for one in opened if one.name not in results]
     if missing:
-        results |= _evaluate(config, missing, options, outputs)
+        results |= _evaluate(config, missing, found, options, outputs)
     in_order = {one.name: results[one.name] for one in opened}
-    if config.report and (missing or not outputs.report.is_file()):
+    if not config.report and overwrite and page_kind(outputs.report) == "evaluate":
+        outputs.report.unlink()  # a page of earlier scores must not outlive them
+    if config.report and is_stale(outputs, in_order):
         write_page(in_order, outputs, {one.name: one.folder for one in opened})
         console.say(f"all of it to look at: {outputs.report}")
     return in_order
@@ -106,8 +104,9 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         BadInputError: the SAEs can't be used, do not say their model, or lack a latent that
-            is to be looked at.
+            is to be looked at; or an option can't be used.
     """
+    check_place(config)
     opened = open_saes(config.sae)
     for one in opened:
         hook_points_of(one)
@@ -132,27 +131,36 @@ def plan_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _resolved(config: EvaluateConfig, one: OpenedSAE) -> dict[str, Any]:
-    """What the figures depend on."""
-    plain = {k: v for k, v in to_plain(config).items() if k not in _FILES}
-    return {
-        **plain,
-        "sae": str(one.folder.resolve()),
-        "sae_weights_sha256": weights_sha256(one.folder),
-        "sae_cfg_sha256": sha256((one.folder / CFG).read_bytes()).hexdigest(),
-    }
-
-
-def _evaluate(
+def _earlier(
     config: EvaluateConfig,
     saes: Sequence[OpenedSAE],
     options: Mapping[str, Mapping[str, Any]],
     outputs: Outputs,
 ) -> dict[str, EvaluationResult]:
+    """What was found before, of the SAEs that were evaluated."""
+    results = {}
+    for one in saes:
+        folder = outputs.saes[one.name]
+        result = earlier_result(folder, one.name, options[one.name])
+        if result is not None:
+            check_recorded(config, one, result.mismatches)
+            results[one.name] = result
+    for name in results:
+        console.say(f"{outputs.saes[name] / SCORES} is complete already")
+    return results
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    saes: Sequence[OpenedSAE],
+    found: Found,
+    options: Mapping[str, Mapping[str, Any]],
+    outputs: Outputs,
+) -> dict[str, EvaluationResult]:
     looked_at = [choose_latents(config.latents, one.sae.d_sae) for one in saes]
-    source = source_model_of(config, saes)
+    source = source_model_of(config, saes, found.model)
     model = source.model
-    text = held_out_text(config, origin_of(saes[0].sae), model)
+    text = held_out_text(found.text, config, origin_of(saes[0].sae), model)
     used = replace(source.used, text=text)
     mismatches = {one.name: check_all(config, one, used) for one in saes}
     for one in saes:
@@ -162,8 +170,6 @@ def _evaluate(
     make_folders(outputs)
     measured = begin(setting, saes, looked_at)
     measure(setting, measured)
-    if is_report(outputs.report):
-        outputs.report.unlink()  # a page of earlier scores must not outlive them
     results, failed = {}, []
     for subject in measured.subjects:
         name = subject.opened.name
@@ -175,6 +181,8 @@ def _evaluate(
         else:
             _write(outputs, subject, results[name], model)
     if failed:
+        if results and page_kind(outputs.report) is not None:
+            console.warn(f"{outputs.report} shows what was there before, not the new scores")
         raise failed[0]
     return results
 

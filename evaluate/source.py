@@ -21,6 +21,19 @@ _SHARED = ("model", "weights_sha256", "dtype", "processing", "store_identity", "
 
 
 @dataclass(frozen=True)
+class FoundModel:
+    """A source model that is not loaded yet.
+
+    Attributes:
+        spec: which, and how it is run.
+        described: what identifies it, as `describe_model` says it; this took a read of its files.
+    """
+
+    spec: ModelSpec
+    described: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Source:
     """A source model, and what was found of it.
 
@@ -45,9 +58,10 @@ def model_spec_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> ModelSpe
     """Which model, run how: as given, else as the SAEs say.
 
     Raises:
-        BadInputError: neither says which, or the SAEs don't agree.
+        BadInputError: neither says which, the SAEs don't agree, or one's metadata are not
+            what they must be.
     """
-    origin = _agreed([(opened, origin_of(opened.sae)) for opened in saes])
+    origin = _agreed([(opened, origin_of(opened.sae, opened.folder)) for opened in saes])
     name = config.model or (origin.model and _official(origin))
     if name is None:
         raise BadInputError(f"SAE {config.sae} does not say its source model: give --model")
@@ -61,23 +75,33 @@ def model_spec_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> ModelSpe
     )
 
 
-def source_model_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> Source:
+def find_model_of(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> FoundModel:
+    """Find the model that SAEs will be spliced into, and hash its files.
+
+    Raises:
+        BadInputError: as `model_spec_of` and `hook_points_of`; or it is not to be had.
+    """
+    for opened in saes:
+        hook_points_of(opened)
+    spec = model_spec_of(config, saes)
+    return FoundModel(spec, describe_model(spec))
+
+
+def source_model_of(config: EvaluateConfig, saes: Sequence[OpenedSAE], model: FoundModel) -> Source:
     """Load the model that SAEs will be spliced into, and look at their hook points.
 
     What identifies the model is compared before it is loaded, widths afterwards.
 
     Raises:
-        BadInputError: it is not to be had, an SAE doesn't fit it, or was made from
-            something else that `config.allow_mismatch` doesn't name.
+        BadInputError: an SAE doesn't fit it, or was made from something else that
+            `config.allow_mismatch` doesn't name.
     """
-    spec = model_spec_of(config, saes)
     names = dict.fromkeys(name for opened in saes for name in hook_points_of(opened))
-    described = describe_model(spec)
     for opened in saes:
-        check_all(config, opened, Used(described))
-    model = load_model(spec)
-    found = {hook_point.name: hook_point for hook_point in probe_hook_points(model, list(names))}
-    source = Source(model, described, found)
+        check_all(config, opened, Used(model.described))
+    loaded = load_model(model.spec)
+    found = {hook_point.name: hook_point for hook_point in probe_hook_points(loaded, list(names))}
+    source = Source(loaded, model.described, found)
     for opened in saes:
         check_all(config, opened, source.used)
     return source

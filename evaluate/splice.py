@@ -23,6 +23,13 @@ from saeflow.train.sae import SAE
 Replacement = Callable[[Float[Tensor, "rows d_in"]], Float[Tensor, "rows d_in"]]
 """From activations, in float32, to what takes their place."""
 
+_CACHE_IS_LOST = (
+    "this forward pass continues from a cache that holds nothing, as the versions of "
+    "TransformerLens and transformers in use never fill it for this model: its tokens would be "
+    "wrong and left unspliced; generate with use_cache=False, or by the bridge with "
+    "use_past_kv_cache=False"
+)
+
 
 @contextmanager
 def splice(
@@ -40,7 +47,8 @@ def splice(
 
     A transcoder's output takes the place of the rows at its target hook point. The
     model's other activations are computed from what was put in; no gradient flows
-    through an SAE. Hooks are gone at the end, also after an error.
+    through an SAE. Hooks are gone at the end, also after an error. A forward pass with a
+    cache that the model does not fill is refused: its tokens would pass for first ones.
 
     Args:
         model: a SourceModel, or a TransformerBridge.
@@ -53,7 +61,8 @@ def splice(
             bit, which is a check of all that is done besides.
 
     Raises:
-        BadInputError: the SAE doesn't fit the hook point, or can't be spliced so.
+        BadInputError: the SAE doesn't fit the hook point, or can't be spliced so; inside, by
+            a forward pass: its cache is not kept, or the rows put in are of another shape.
     """
     source = _as_source(model)
     read, target = _hook_points(sae, hook_point)
@@ -62,12 +71,17 @@ def splice(
     hooks = placing_hooks(source.bridge, {target: spliced.replace})
     if read != target:
         hooks.insert(0, (read, spliced.look))
-    handle = source.bridge.original_model.register_forward_pre_hook(spliced.begin, with_kwargs=True)
+    wrapped = source.bridge.original_model
+    handles = [
+        wrapped.register_forward_pre_hook(spliced.begin, with_kwargs=True),
+        wrapped.register_forward_hook(spliced.end, with_kwargs=True),
+    ]
     try:
         with attached(source.bridge, hooks):
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _Splice:
@@ -86,6 +100,7 @@ class _Splice:
         self._special, self._positions, self._keep_error = special, positions, keep_error
         self._replaced = torch.zeros(0, 0, dtype=torch.bool)
         self._seen: Tensor | None = None
+        self._n_past = 0
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002  # torch's signature
         """Choose the positions of a forward pass, from what the wrapped model is given."""
@@ -99,7 +114,18 @@ class _Splice:
             )
             tokens = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         self._seen = None
+        self._n_past = _n_cached(kwargs)
         self._replaced = _chosen(tokens, kwargs, self._special, self._positions)
+
+    def end(
+        self,
+        module: Any,  # noqa: ARG002  # torch's signature
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: Mapping[str, Any],
+        output: Any,  # noqa: ARG002
+    ) -> None:
+        """Refuse a forward pass whose cache did not grow by it: all after it would be wrong."""
+        require(_cache(kwargs) is None or _n_cached(kwargs) > self._n_past, _CACHE_IS_LOST)
 
     def look(self, activation: Tensor) -> None:
         """Keep what a transcoder reads."""
@@ -136,14 +162,24 @@ def _chosen(
     tokens: Tensor, kwargs: Mapping[str, Any], special: Sequence[int], which: PositionChoice
 ) -> Tensor:
     """Chosen positions of the tokens, of which a cache may hold earlier ones."""
-    past = kwargs.get("past_key_values", kwargs.get("cache"))  # transformers renames it
-    n_past = past.get_seq_length() if past is not None else 0
+    n_past = _n_cached(kwargs)
     own = torch.ones(len(tokens), n_past + tokens.shape[1], dtype=torch.bool, device=tokens.device)
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.ndim == 2:
+        require(mask.shape[1] <= own.shape[1], _CACHE_IS_LOST)
         own[:, own.shape[1] - mask.shape[1] :] = mask.bool()
     before = tokens.new_zeros(len(tokens), n_past)
     return chosen_positions(torch.cat([before, tokens], 1), own, special, which)[:, n_past:]
+
+
+def _cache(kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("past_key_values", kwargs.get("cache"))  # transformers renames it
+
+
+def _n_cached(kwargs: Mapping[str, Any]) -> int:
+    """How many tokens of each sequence are in the cache that a forward pass is given."""
+    past = _cache(kwargs)
+    return int(past.get_seq_length()) if past is not None else 0
 
 
 def _as_source(model: Any) -> SourceModel:

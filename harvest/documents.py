@@ -131,7 +131,9 @@ def _open_rows(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
     path = Path(dataset).expanduser()
     saved = any((path / name).is_file() for name in _SAVED_DATASET_FILES)
     if not path.exists() and _looks_like_a_path(dataset):
-        raise BadInputError(f"dataset {dataset} does not exist: check the path")
+        raise BadInputError(
+            f"dataset {dataset} does not exist: check the path, or say with --dataset where it is"
+        )
     if not path.exists() or saved:
         return _open_with_datasets(dataset, split, [])
     kind, files = _files_of_one_kind(path)

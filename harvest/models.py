@@ -77,7 +77,10 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise BadInputError(f"model folder {name} does not exist: check the path")
+            raise BadInputError(
+                f"model folder {name} does not exist: check the path, "
+                "or say with --model where it is"
+            )
         folder = _download(name, _HUB_FILES + (["*.py"] if trust_remote_code else []))
     if not (folder / "config.json").is_file():
         raise BadInputError(
@@ -170,13 +173,18 @@ def _check_logits(found: torch.Tensor, expected: torch.Tensor, spec: ModelSpec) 
         )
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """One sha256 over the names and contents of files."""
+def hash_files(files: Iterable[Path], *, called: str | None = None) -> str:
+    """One sha256 over the names and contents of files.
+
+    Args:
+        files: to read.
+        called: the name to take for all of them instead of their own.
+    """
     total = hashlib.sha256()
     for file in sorted(set(files)):
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
-        total.update(f"{file.name}\0{content}\n".encode())
+        total.update(f"{called or file.name}\0{content}\n".encode())
     return total.hexdigest()
 
 

@@ -182,13 +182,15 @@ def read_attributes(path: Location) -> dict[str, Any] | None:
     """What saeflow wrote into a store's root, or None if there is no saeflow store.
 
     Raises:
-        BadInputError: the store is of a newer format, or its URL may not be read.
+        BadInputError: the store is of a newer format, or it or its URL may not be read.
         SaeflowError: the server of its URL can't be reached.
     """
     try:
         metadata = json.loads(_read_root(path))
         attributes = metadata["attributes"]["saeflow"]
         version = int(attributes["format"])
+    except PermissionError as error:
+        raise unreadable(path, ROOT, error) from error
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if version > FORMAT:
@@ -228,6 +230,14 @@ def open_store(place: Place | Url) -> Store:
         return Store(path, layout, attributes["provenance"], attributes["manifest_sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"store {path} has unreadable attributes: {error!r}") from error
+
+
+def unreadable(store: Location, file: str, error: OSError) -> BadInputError:
+    """The error of a store that is there, and that this user may not read."""
+    return BadInputError(
+        f"store {store} can't be read ({file}: {error.strerror}): give yourself permission to "
+        "read all of it"
+    )
 
 
 def _read_root(path: Location) -> bytes:

@@ -27,7 +27,7 @@ from saeflow.harvest.commits import FOLDER, MANIFEST
 from saeflow.harvest.damage import Problem, find_chunks, problem
 from saeflow.harvest.locks import LOCK
 from saeflow.harvest.manifest import ROOT, FileRecord, Manifest, read_manifest
-from saeflow.harvest.store import open_store
+from saeflow.harvest.store import open_store, unreadable
 from saeflow.location import Place, Url, locate
 
 _BLOCK = 4 * 2**20
@@ -96,8 +96,8 @@ def verify_store(place: Place) -> Verification:
         place: its folder.
 
     Raises:
-        BadInputError: there is no store, it is incomplete, of a newer format, or its
-            manifest is none that saeflow writes; or it is not on a file system.
+        BadInputError: there is no store, it may not be read, is incomplete, of a newer format,
+            or its manifest is none that saeflow writes; or it is not on a file system.
     """
     path = locate(place)
     if isinstance(path, Url):
@@ -132,6 +132,7 @@ def examine_manifest(path: Path) -> tuple[Manifest | None, list[Problem]]:
     Raises:
         BadInputError: as `verify_store`.
     """
+    _check_permission(path)
     manifest = read_manifest(path)
     root = _read(path / ROOT)
     if manifest is not None and manifest.fits(root):
@@ -148,6 +149,18 @@ def examine_manifest(path: Path) -> tuple[Manifest | None, list[Problem]]:
     if manifest is None and not os.path.lexists(path / MANIFEST) and state is None:
         open_store(path)  # refuses what is no store at all
     return manifest, problems
+
+
+def _check_permission(path: Path) -> None:
+    """Two files say what the store is: who may not read them can tell nothing of it."""
+    for file in (ROOT, MANIFEST):
+        try:
+            with _opened(path / file):
+                pass
+        except PermissionError as error:
+            raise unreadable(path, file, error) from error
+        except OSError:
+            continue  # which is a problem with the store
 
 
 def _batches(records: Iterable[FileRecord]) -> Iterator[list[FileRecord]]:

@@ -189,7 +189,10 @@ def test_a_store_of_other_options_is_not_gone_on_with(
 
 def test_a_missing_model_folder(harvest: Run, tmp_path: Path) -> None:
     line = harvest(model="/no/such/model").refusal()
-    assert line == "saeflow: model folder /no/such/model does not exist: check the path"
+    assert line == (
+        "saeflow: model folder /no/such/model does not exist: check the path, "
+        "or say with --model where it is"
+    )
     assert not (tmp_path / "store").exists()
 
 

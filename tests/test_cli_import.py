@@ -334,11 +334,17 @@ def test_a_folder_of_two_kinds(run_import: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "told"),
-    [("none.npy", "none.npy does not exist"), ("a.csv", "is none of .npy, .safetensors, .pt")],
+    [
+        ("none.npy", "none.npy does not exist"),
+        ("a.csv", "is none of .npy, .safetensors, .pt"),
+        ("/dev/null", "source /dev/null is neither a file nor a folder: check the path"),
+        ("pipe.npy", "pipe.npy is neither a file nor a folder: check the path"),
+    ],
 )
 def test_a_source_that_is_no_source(
     run_import: Run, tmp_path: Path, source: str, told: str
 ) -> None:
+    os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "a.csv").write_text("1,2\n")
     assert told in run_import(tmp_path / source).refusal()
 

@@ -127,9 +127,10 @@ def test_a_repair_without_the_source_is_refused(run_cli: Run, store: Path) -> No
     outcome = run_cli("verify", store, "--repair", model="./nowhere")
     assert outcome.code == 2
     assert outcome.out == f"{DAMAGED}\n"
-    assert outcome.err.splitlines() == [
-        "saeflow: model folder ./nowhere does not exist: check the path"
-    ]
+    assert outcome.err == (
+        "saeflow: model folder ./nowhere does not exist: check the path, "
+        "or say with --model where it is\n"
+    )
 
 
 def test_options_of_a_repair_are_not_dropped_in_silence(run_cli: Run, original: Path) -> None:

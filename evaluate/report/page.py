@@ -7,15 +7,17 @@ written here, by their sha256, and load nothing. Text of the data is escaped, wh
 import base64
 import hashlib
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saeflow.evaluate.latents.result import Latents
 from saeflow.evaluate.report.data import check_results, script_safe_json, training_curves
 from saeflow.evaluate.report.packing import pack_latents
+from saeflow.evaluate.result import EvaluationResult
 from saeflow.files import write_durably
 
 _SCRIPTS = (
@@ -37,7 +39,11 @@ _SCRIPTS = (
 )
 """In the order in which they stand in the page; main.js runs, and the others define."""
 
-_MARK = b'<meta name="generator" content="saeflow">'
+PageKind = Literal["evaluate", "compare"]
+"""The command whose page it is."""
+
+_HEAD = 1024
+"""Bytes in which a page says what it is."""
 
 
 def write_report(
@@ -49,6 +55,7 @@ def write_report(
     token_texts: Mapping[str, Mapping[int, str]] | None = None,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     notes: Sequence[str] = (),
+    kind: PageKind = "evaluate",
 ) -> None:
     """Write the page; it is there whole or not at all.
 
@@ -60,6 +67,7 @@ def write_report(
         token_texts: the text of their tokens, by id, by the name of a result.
         training: lines of a run's metrics.jsonl, by the name of the SAE.
         notes: what a reader should know when he compares the results.
+        kind: the command that it is of.
 
     Raises:
         BadInputError: no result, a result of another schema, or two of one name.
@@ -71,16 +79,38 @@ def write_report(
         token_texts=token_texts,
         training=training,
         notes=notes,
+        kind=kind,
     )
     write_durably(path, [page.encode(errors="replace")])
 
 
-def is_report(path: Path) -> bool:
-    """Whether there is a page that `write_report` wrote."""
+def page_kind(path: Path) -> PageKind | None:
+    """Of which command there is a page that `write_report` wrote; None if there is none."""
+    mark = _head_of(path, "generator")
+    if mark is None or not mark.startswith("saeflow"):
+        return None
+    return "compare" if mark == "saeflow compare" else "evaluate"
+
+
+def shows(path: Path, results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is a page of just these results, whatever their names were then."""
+    return _head_of(path, "saeflow-results") == _digest(results)
+
+
+def _head_of(path: Path, name: str) -> str | None:
     if not path.is_file():
-        return False
+        return None
     with path.open("rb") as file:
-        return _MARK in file.read(1024)
+        head = file.read(_HEAD).decode(errors="replace")
+    found = re.search(f'<meta name="{name}" content="([^"]*)">', head)
+    return None if found is None else found[1]
+
+
+def _digest(results: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of what results say, without where their SAEs were."""
+    whole = [EvaluationResult.from_json(result).to_json() for result in results]
+    said = [{k: v for k, v in one.items() if k not in ("name", "options")} for one in whole]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def report_page(
@@ -91,6 +121,7 @@ def report_page(
     token_texts: Mapping[str, Mapping[int, str]] | None = None,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     notes: Sequence[str] = (),
+    kind: PageKind = "evaluate",
 ) -> str:
     """The page as text; the same for the same content. Arguments as in `write_report`."""
     check_results(results)
@@ -106,6 +137,8 @@ def report_page(
     style, script = _read("report.css"), _script()
     return _filled(
         policy=_policy(style, script),
+        generator=f"saeflow {kind}",
+        digest=_digest(results),
         title=html.escape(title),
         style=style,
         plain="".join(f"<p>{html.escape(result['verdict'])}</p>" for result in results),

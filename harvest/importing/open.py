@@ -24,6 +24,8 @@ def open_source(config: ImportConfig) -> Source:
     path = config.source.expanduser()
     if not path.exists():
         raise BadInputError(f"source {path} does not exist: check the path")
+    if not (path.is_file() or path.is_dir()):
+        raise BadInputError(f"source {path} is neither a file nor a folder: check the path")
     kind = config.format if config.format != "auto" else _kind(path)
     if kind in ("saelens", "llamascopium"):
         if not path.is_dir():

@@ -4,7 +4,6 @@ No logic lives here, and no stage is imported until its command runs: torch and
 transformer-lens take seconds, and `--help` must not.
 """
 
-import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from saeflow import failures
 from saeflow.config import load_config, to_plain, to_toml
 from saeflow.errors import BadInputError, SaeflowError
 from saeflow.evaluate.config import EvaluateConfig
@@ -34,15 +34,25 @@ def main() -> None:
     """Run the command line; every expected failure is one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        code = app(standalone_mode=False)
+        failures.flush_stdout()
     except SaeflowError as error:
-        sys.exit(_fail(str(error), error.exit_code))
+        code = _fail(str(error), error.exit_code)
+    except failures.USAGE_ERROR as error:
+        code = _misused(error)
+    except typer.Abort:
+        code = _fail("stopped", 1)
+    except BrokenPipeError:  # whoever read stdout has enough
+        failures.settle_stdout()
+        code = 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        found = failures.told(error)
+        if found is None:
             raise
-        sys.exit(
-            _fail(f"no space left on the disk of {error.filename}: make room, then run again", 1)
-        )
+        failures.settle_stdout()
+        code = _fail(*found)
+    if code:
+        sys.exit(code)
 
 
 @app.command()
@@ -70,14 +80,14 @@ def harvest(
     if json:
         return console.print_json(result)
     if not result["complete"]:
-        print(
+        console.show(
             f"worker {result['worker']} has done its {result['shards']:,} shards of store "
             f"{result['store']}; {result['shards_missing']:,} of {result['shards_total']:,} "
             "are still other workers'"
         )
         return None
     done = "is complete already" if result["already_complete"] else "is complete"
-    print(
+    console.show(
         f"store {result['store']} {done}: {result['rows']:,} rows and "
         f"{result['held_out_rows']:,} held-out rows of {', '.join(result['hook_points'])}, "
         f"{result['bytes']:,} bytes"
@@ -99,7 +109,7 @@ def import_(
 
     Run again with the same options, it continues where it was stopped.
     """
-    options = load_config(ImportConfig, config, flags)
+    options = load_config(ImportConfig, config, flags, argument="source")
     from saeflow import console
     from saeflow.harvest.importing.run import import_activations, plan_import
 
@@ -110,7 +120,7 @@ def import_(
         return console.print_json(result)
     done = "is complete already" if result["already_complete"] else "is complete"
     masked = f" ({result['masked_rows']:,} masked ones left out)" if result["masked_rows"] else ""
-    print(
+    console.show(
         f"store {result['store']} {done}: {result['rows']:,} rows and "
         f"{result['held_out_rows']:,} held-out rows of {', '.join(result['hook_points'])}{masked}, "
         f"{result['bytes']:,} bytes"
@@ -132,7 +142,7 @@ def train(
 
     Run again with the same options, it continues where it was stopped.
     """
-    options = load_config(TrainConfig, config, flags)
+    options = load_config(TrainConfig, config, flags, argument="store")
     from saeflow import console
     from saeflow.train.run import plan_training, train_sae
 
@@ -143,7 +153,7 @@ def train(
         return console.print_json(result)
     done = "was trained already" if result["already_complete"] else "is trained"
     for sae in result["saes"]:
-        print(f"SAE {sae} {done}: {result['rows']:,} rows in {result['steps']:,} steps")
+        console.show(f"SAE {sae} {done}: {result['rows']:,} rows in {result['steps']:,} steps")
     return None
 
 
@@ -162,7 +172,7 @@ def evaluate(
     Of a run all its SAEs are evaluated, in one go. Run again with the same options, it shows
     what it found.
     """
-    options = load_config(EvaluateConfig, config, flags)
+    options = load_config(EvaluateConfig, config, flags, argument="sae")
     from saeflow import console
     from saeflow.evaluate.run import evaluate_saes, plan_evaluation
     from saeflow.evaluate.table import print_table
@@ -173,9 +183,10 @@ def evaluate(
     if json:
         found = [result.to_json() for result in results.values()]
         return console.print_json(found[0] if len(found) == 1 else {"saes": found})
-    print_table(results)
+    with console.to_stdout():
+        print_table(results)
     for result in results.values():
-        print(result.verdict)
+        console.show(result.verdict)
     return None
 
 
@@ -203,7 +214,8 @@ def compare(
     write_comparison(found, out, overwrite=overwrite)
     if json:
         return console.print_json(found.to_json())
-    print_comparison(found)
+    with console.to_stdout():
+        print_comparison(found)
     return None
 
 
@@ -237,7 +249,7 @@ def verify(
     repaired: tuple[str, ...] = ()
     if not json:
         for problem in found.problems:
-            print(problem)
+            console.show(problem)
     if repair and not found.whole:
         source = Source(model=model, dataset=dataset, trust_remote_code=trust_remote_code)
         repaired = repair_store(found, source)
@@ -245,7 +257,7 @@ def verify(
     if json:
         console.print_json({**left.to_json(), "repaired": list(repaired)})
     elif left.whole:
-        print(left.summary(len(repaired)))
+        console.show(left.summary(len(repaired)))
     if not left.whole:
         console.say(left.summary(len(repaired)))
         raise typer.Exit(1)
@@ -263,7 +275,11 @@ def info(
     from saeflow.train.info_table import print_info
 
     found = store_info(store)
-    return console.print_json(found.to_json()) if json else print_info(found)
+    if json:
+        return console.print_json(found.to_json())
+    with console.to_stdout():
+        print_info(found)
+    return None
 
 
 @app.command()
@@ -283,8 +299,9 @@ def quickstart(
     results = run_quickstart(out, overwrite=overwrite)
     if json:
         return console.print_json({name: result.to_json() for name, result in results.items()})
-    print_table(results)
-    print(results["trained"].verdict)
+    with console.to_stdout():
+        print_table(results)
+    console.show(results["trained"].verdict)
     return None
 
 
@@ -305,9 +322,9 @@ def _show_plan(options: Any, cost: dict[str, Any], *, as_json: bool) -> None:
 
     if as_json:
         return console.print_json({"options": to_plain(options), "cost": cost})
-    print(to_toml(options))
+    console.show(to_toml(options))
     for name, value in _flat(cost):
-        print(f"# {name}: {f'{value:,}' if type(value) is int else value}")
+        console.show(f"# {name}: {f'{value:,}' if type(value) is int else value}")
     return None
 
 
@@ -325,6 +342,14 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _fail(message: str, code: int) -> int:
     print(f"saeflow: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _misused(error: Any) -> int:
+    """Tell what was typed wrong; of a command without a word, its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    return _fail(failures.told_usage(error), error.exit_code)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal's own

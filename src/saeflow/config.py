@@ -22,13 +22,20 @@ else:
     Config = TypeVar("Config")
 
 
-def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
+def load_config(
+    cls: type[Config],
+    file: Path | None,
+    flags: Mapping[str, Any],
+    *,
+    argument: str | None = None,
+) -> Config:
     """Build a stage's config: flags that were given, over the file, over defaults.
 
     Args:
         cls: the config dataclass.
         file: a TOML file whose top-level keys are option names, or None.
         flags: option names with values; None means that the flag wasn't given.
+        argument: which of them is no flag on the command line, but a word of its own.
 
     Raises:
         BadInputError: the file can't be read, or an option is unknown, missing or
@@ -49,9 +56,9 @@ def load_config(cls: type[Config], file: Path | None, flags: Mapping[str, Any]) 
     for field in dataclasses.fields(cls):
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and field.name not in values:
-            raise BadInputError(
-                f"{flag_of(field.name)} is needed: give it as a flag or in --config"
-            )
+            word = field.name.upper() if field.name == argument else flag_of(field.name)
+            how = "behind the command" if field.name == argument else "as a flag"
+            raise BadInputError(f"{word} is needed: give it {how} or in --config")
     config = cls(**values)
     for name in known:
         if is_collapsed(getattr(config, name)):

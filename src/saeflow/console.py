@@ -29,9 +29,25 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """While it lasts, results are printed: the system's errors are of stdout, and say so."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or "stdout"
+        raise
+
+
+def show(result: Any) -> None:
+    """One line of a result, on stdout."""
+    with to_stdout():
+        print(result)
+
+
 def print_json(value: Any) -> None:
     """One JSON object on stdout, and nothing else there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    show(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 class Meter:

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from saeflow.errors import BadInputError
 from saeflow.evaluate import run as module
+from saeflow.evaluate.compare import compare_results, write_comparison
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.latents.files import read_latents, write_latents
 from saeflow.evaluate.opening import open_saes
@@ -190,7 +191,7 @@ def test_other_options_are_refused_by_name(quick: Make, sae: Path) -> None:
     before = (sae / "scores.json").read_bytes()
     with pytest.raises(BadInputError, match=r"tokens: 80 there, 320 now.*--overwrite"):
         evaluate_sae(quick(tokens=320))
-    with pytest.raises(BadInputError, match=r"dtype: None there, 'bfloat16' now"):
+    with pytest.raises(BadInputError, match=r"dtype: 'float32' there, 'bfloat16' now"):
         evaluate_sae(quick(dtype="bfloat16"))
     assert (sae / "scores.json").read_bytes() == before
 
@@ -211,7 +212,7 @@ def test_scores_are_there_only_with_all_that_belongs_to_them(
         patch.setattr(module, "write_json", lambda path, value: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             evaluate_sae(quick(latents="5"), overwrite=True)
-    assert new(sae) == {"latents.safetensors"}
+    assert new(sae) == {"latents.safetensors", "report.html"}
     evaluate_sae(quick())
     assert read_latents(sae / "latents.safetensors").numbers.tolist() == [0, 1, 2, 3]
     assert new(sae) == FILES
@@ -253,6 +254,96 @@ def test_a_scores_file_of_something_else_is_refused(quick: Make, sae: Path, cont
 
 
 # The page, of files that are there.
+
+
+def test_the_page_is_there_until_the_next_one_is(
+    quick: Make, sae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be lost to an evaluation that comes to nothing."""
+    evaluate_sae(quick())
+    page = (sae / "report.html").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "conclude", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate_sae(quick(tokens=160), overwrite=True)
+    assert (sae / "report.html").read_bytes() == page
+
+
+def test_a_page_that_was_not_renewed_is_renewed_later(
+    quick: Make, sae: Path, no_model: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the scores and the page, which is of earlier scores then."""
+    evaluate_sae(quick())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_page", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate_sae(quick(tokens=160), overwrite=True)
+    no_model()
+    result = evaluate_sae(quick(tokens=160))
+    assert result.verdict in (sae / "report.html").read_text()
+
+
+def test_a_page_that_shows_all_of_it_is_left_alone(
+    quick: Make, run_of_two: Path, no_model: Callable[[], None]
+) -> None:
+    evaluate_saes(quick(sae=run_of_two))
+    page = run_of_two / "report.html"
+    before = page.stat().st_mtime_ns
+    no_model()
+    evaluate_saes(quick(sae=run_of_two))
+    assert page.stat().st_mtime_ns == before
+    shutil.rmtree(run_of_two / "sae" / "b")
+    evaluate_saes(quick(sae=run_of_two))
+    assert '"name":"b"' not in page.read_text()
+
+
+def test_without_a_page_of_its_own_it_leaves_the_one_that_is_there(
+    quick: Make, run_of_two: Path, sae: Path
+) -> None:
+    """Unless it throws away what that page is of."""
+    evaluate_saes(quick(sae=run_of_two))
+    page = run_of_two / "report.html"
+    before = page.read_bytes()
+    shutil.copytree(sae, run_of_two / "sae" / "c")
+    evaluate_saes(quick(sae=run_of_two, report=False))
+    assert page.read_bytes() == before
+    evaluate_saes(quick(sae=run_of_two, report=False), overwrite=True)
+    assert not page.exists()
+
+
+def test_the_page_of_a_comparison_is_not_replaced_unasked(
+    quick: Make, sae: Path, tmp_path: Path
+) -> None:
+    evaluate_sae(quick(report=False))
+    page = tmp_path / "out" / "report.html"
+    page.parent.mkdir()
+    write_comparison(compare_results([sae]), page)
+    before = page.read_bytes()
+    with pytest.raises(BadInputError, match=r"report\.html is a page of saeflow compare: name ano"):
+        evaluate_sae(quick(out=page.parent))
+    assert page.read_bytes() == before
+    evaluate_sae(quick(out=page.parent), overwrite=True)
+    with pytest.raises(
+        BadInputError, match=r"report\.html is a page of saeflow evaluate: name ano"
+    ):
+        write_comparison(compare_results([sae]), page)
+    write_comparison(compare_results([sae]), page, overwrite=True)
+
+
+def test_scores_of_one_and_of_several_do_not_share_a_folder(
+    quick: Make, sae: Path, run_of_two: Path, tmp_path: Path
+) -> None:
+    several, one = tmp_path / "several", tmp_path / "one"
+    evaluate_saes(quick(sae=run_of_two, out=several, latents="none"))
+    evaluate_sae(quick(out=one, latents="none"))
+    for overwrite in (True, False):
+        with pytest.raises(BadInputError, match=r"scores in folders of their own \(a, b\): name"):
+            evaluate_sae(quick(out=several), overwrite=overwrite)
+        with pytest.raises(BadInputError, match="holds the scores of one SAE, and here are 2"):
+            evaluate_saes(quick(sae=run_of_two, out=one), overwrite=overwrite)
+    assert new(several) == {"report.html", "a/scores.json", "b/scores.json"}
+    evaluate_sae(quick(out=one / "another", latents="none"))
+    evaluate_sae(quick(out=one, latents="none"))  # which was there first
 
 
 def test_a_report_that_is_gone_is_made_again(

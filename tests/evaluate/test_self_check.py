@@ -21,6 +21,7 @@ from saeflow.evaluate.reference import Reference
 from saeflow.evaluate.replay import CleanPass, Replay
 from saeflow.evaluate.self_check import SelfCheck, check_splice
 from saeflow.evaluate.text import held_out_text
+from saeflow.evaluate.text_source import find_text
 from saeflow.harvest.models import SourceModel
 
 HOOK = "blocks.0.hook_resid_post"
@@ -100,7 +101,8 @@ def test_the_first_batch_with_something_to_score_is_checked(
     """A first sequence without two words in a row says nothing of the splice."""
     saes = open_saes(sae)
     config = EvaluateConfig(sae=sae, tokens=48, device="cpu")
-    text = held_out_text(config, origin_of(saes[0].sae), source_model)
+    origin = origin_of(saes[0].sae)
+    text = held_out_text(find_text(config, origin), config, origin, source_model)
     sequences = text.sequences.copy()
     sequences[0, 2::2] = 1
     setting = Setting(

@@ -1,6 +1,6 @@
 """The source model of SAEs: which one, run how, and what is refused before it is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.opening import OpenedSAE, open_saes
-from saeflow.evaluate.source import hook_points_of, model_spec_of, source_model_of
+from saeflow.evaluate.run import evaluate_sae
+from saeflow.evaluate.source import (
+    Source,
+    find_model_of,
+    hook_points_of,
+    model_spec_of,
+    source_model_of,
+)
 from saeflow.train.config import TrainConfig
 from saeflow.train.folder import metadata
 from saeflow.train.run import train_sae
@@ -24,6 +31,10 @@ HOOK, HEADS = "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"
 def opened(sae: Path) -> OpenedSAE:
     (one,) = open_saes(sae)
     return one
+
+
+def load_source(config: EvaluateConfig, saes: Sequence[OpenedSAE]) -> Source:
+    return source_model_of(config, saes, find_model_of(config, saes))
 
 
 def saying(opened: OpenedSAE, **said: Any) -> OpenedSAE:
@@ -65,6 +76,20 @@ def test_without_any_name_one_must_be_given(
     assert model_spec_of(config(model=str(tiny_model)), [foreign]).name == str(tiny_model)
 
 
+def test_a_model_or_a_text_that_was_moved_is_asked_for_by_its_option(
+    config: Make, sae: Path, change_cfg: Callable[..., None], tmp_path: Path
+) -> None:
+    """Nobody typed these paths."""
+    change_cfg(sae, "metadata", "saeflow", "store", "path", str(tmp_path / "no-store"))
+    provenance = ("metadata", "saeflow", "store", "provenance")
+    change_cfg(sae, *provenance, "dataset", str(tmp_path / "no.jsonl"))
+    with pytest.raises(BadInputError, match=r"no.jsonl does not exist: .* with --dataset where"):
+        evaluate_sae(config())
+    change_cfg(sae, *provenance, "model", "name", str(tmp_path / "no-model"))
+    with pytest.raises(BadInputError, match=r"no-model does not exist: .* with --model where"):
+        evaluate_sae(config())
+
+
 def test_saes_of_different_models_or_texts_are_refused(config: Make, opened: OpenedSAE) -> None:
     other = replace(saying(opened, model_name="gpt2"), name="other")
     with pytest.raises(BadInputError, match=r"SAEs sae and other were not made from .*\(model: "):
@@ -78,7 +103,7 @@ def test_saes_of_different_models_or_texts_are_refused(config: Make, opened: Ope
 def test_all_hook_points_of_all_saes_are_looked_at(
     config: Make, opened: OpenedSAE, sae_of_heads: Path
 ) -> None:
-    source = source_model_of(config(), [opened, *open_saes(sae_of_heads)])
+    source = load_source(config(), [opened, *open_saes(sae_of_heads)])
     assert {name: point.shape for name, point in source.hook_points.items()} == {
         HOOK: (32,),
         HEADS: (4, 8),
@@ -110,7 +135,7 @@ def test_transcoders_and_crosscoders(
     saes = open_saes(run.folder)
     assert [opened.sae.kind for opened in saes] == [kind]
     assert hook_points_of(saes[0]) == (HOOK, HEADS)
-    assert set(source_model_of(config(), saes).hook_points) == {HOOK, HEADS}
+    assert set(load_source(config(), saes).hook_points) == {HOOK, HEADS}
 
 
 @pytest.mark.parametrize("name", [None, "", "unknown"])
@@ -119,7 +144,7 @@ def test_an_sae_that_does_not_say_its_hook_point(
 ) -> None:
     foreign = saying(opened, model_name="gpt2", hook_name=name)
     with pytest.raises(BadInputError, match=r"say its hook point: add metadata\.hook_name to its"):
-        source_model_of(config(), [foreign])
+        load_source(config(), [foreign])
 
 
 def test_an_sae_of_one_head_is_refused(opened: OpenedSAE) -> None:
@@ -133,7 +158,7 @@ def test_a_hook_point_that_the_model_lacks(
 ) -> None:
     foreign = saying(opened, model_name=str(taught_model), hook_name="blocks.7.hook_resid_post")
     with pytest.raises(BadInputError, match=r"blocks\.7\.hook_resid_post does not exist in"):
-        source_model_of(config(), [foreign])
+        load_source(config(), [foreign])
 
 
 def test_other_weights_are_refused_before_the_model_is_loaded(
@@ -141,4 +166,4 @@ def test_other_weights_are_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(TransformerBridge, "boot_transformers", None)
     with pytest.raises(BadInputError, match="model differs: SAE sae was made from weights"):
-        source_model_of(config(model=str(tiny_model)), [opened])
+        load_source(config(model=str(tiny_model)), [opened])

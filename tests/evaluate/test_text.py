@@ -13,6 +13,7 @@ from saeflow.errors import BadInputError
 from saeflow.evaluate.config import EvaluateConfig
 from saeflow.evaluate.origin import Origin, origin_of
 from saeflow.evaluate.text import HeldOutText, held_out_text
+from saeflow.evaluate.text_source import find_text
 from saeflow.harvest.config import HarvestConfig
 from saeflow.harvest.models import SourceModel
 from saeflow.harvest.run import harvest_activations
@@ -34,7 +35,7 @@ def origin(sae: Path) -> Origin:
 @pytest.fixture
 def text_of(source_model: SourceModel) -> Callable[..., HeldOutText]:
     def text(config: EvaluateConfig, origin: Origin) -> HeldOutText:
-        return held_out_text(config, origin, source_model)
+        return held_out_text(find_text(config, origin), config, origin, source_model)
 
     return text
 
@@ -196,7 +197,8 @@ def test_each_position_knows_its_document(
         packed=packed,
     )
     given = {"dataset": str(tiny_text)} if from_dataset else {}
-    text = held_out_text(config(tokens=10**6, **given), origin, source_model)
+    options = config(tokens=10**6, **given)
+    text = held_out_text(find_text(options, origin), options, origin, source_model)
     documents = [json.loads(line)["text"] for line in tiny_text.read_text().splitlines()]
     assert len(text.sequences) == text.available == store.held_out.n_sequences
     assert text.packing.packed is packed

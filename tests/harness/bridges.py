@@ -12,6 +12,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -47,16 +48,21 @@ _MODELS = {
 KINDS = tuple(_MODELS)
 
 
-def random_model(kind: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> SourceModel:
-    """Three layers of width 32 in a bridge, weights large enough that all of them matter."""
-    from transformer_lens.model_bridge import TransformerBridge
-
+def plain_model(kind: str, dtype: str = "float32") -> PreTrainedModel:
+    """Three layers of width 32, weights large enough that all of them matter."""
     torch.manual_seed(0)
-    model = _MODELS[kind]().eval()
+    model: PreTrainedModel = _MODELS[kind]().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data *= 5
-    model.to(getattr(torch, dtype))
+    return model.to(getattr(torch, dtype))
+
+
+def random_model(kind: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> SourceModel:
+    """The same in a bridge."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = plain_model(kind, dtype)
     bridge = TransformerBridge.boot_transformers(
         kind, hf_model=model, tokenizer=tokenizer, dtype=getattr(torch, dtype)
     )

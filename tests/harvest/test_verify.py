@@ -269,6 +269,15 @@ def test_a_folder_that_can_not_be_read(store: Path, forbid: Callable[[Path], Non
     assert others[0].startswith("token/c/0 is unreadable (behind token/c): array token, train")
 
 
+@pytest.mark.parametrize("file", ["zarr.json", "_saeflow/manifest.json"])
+def test_a_store_that_this_user_may_not_read_is_not_called_damaged(
+    store: Path, forbid: Callable[[Path], None], file: str
+) -> None:
+    forbid(store / file)
+    with pytest.raises(BadInputError, match=rf"can't be read \({file}: Permission denied\)"):
+        verify_store(store)
+
+
 def test_a_pipe_is_not_waited_for(store: Path) -> None:
     (store / SHARD).unlink()
     os.mkfifo(store / SHARD)

@@ -8,9 +8,10 @@ from made_results import TEXTS, made_latents, made_result, made_training
 from rich.console import Console
 
 from saeflow.errors import BadInputError
-from saeflow.evaluate.compare import compare_results, differences, write_comparison
+from saeflow.evaluate.compare import compare_results, write_comparison
 from saeflow.evaluate.compare_table import comparison_table
 from saeflow.evaluate.latents.files import write_latents
+from saeflow.evaluate.like_for_like import differences
 
 
 def scored(folder: Path, result: dict[str, Any] | None = None) -> Path:
@@ -51,9 +52,6 @@ def test_curves_come_from_the_run(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     comparison = compare_results([run, scored(tmp_path / "b")])
     assert comparison.training == {"a": [line for line in lines if line["sae"] == "a"]}
-    (run / "metrics.jsonl").write_text("{")
-    with pytest.raises(BadInputError, match=r"metrics\.jsonl is not what saeflow train writes"):
-        compare_results([run])
 
 
 def test_what_is_not_like_for_like_is_said() -> None:
@@ -93,6 +91,16 @@ def test_nothing_and_the_same_twice_are_refused(tmp_path: Path) -> None:
     folder = scored(tmp_path / "a")
     with pytest.raises(BadInputError, match="given more than once"):
         compare_results([folder, folder / "scores.json"])
+
+
+def test_a_folder_with_two_kinds_of_results_is_refused(tmp_path: Path) -> None:
+    """Neither of them is to be left out without a word."""
+    folder = scored(tmp_path / "all")
+    for name in "abcd":
+        scored(folder / name)
+    with pytest.raises(BadInputError, match=r"own and those of a, b, c and 1 more: name the files"):
+        compare_results([folder])
+    assert len(compare_results([folder / "scores.json", folder / "a"]).results) == 2
 
 
 def test_few_results_are_columns_and_many_are_rows() -> None:
