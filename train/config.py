@@ -124,8 +124,8 @@ class TrainConfig:
     encoder_scale: Annotated[
         float | None,
         Doc(
-            "The encoder begins as this multiple of the decoder's transpose. If not given, with "
-            "--k and unit decoder rows, what makes the first reconstructions fit; 1 otherwise."
+            "The encoder begins as this multiple of the decoder's transpose. If not given, 1, or "
+            "less where the first reconstructions would overshoot."
         ),
     ] = None
     init_from: Annotated[Path | None, Doc("SAE folder whose weights are the initial ones.")] = None

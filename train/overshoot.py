@@ -1,19 +1,27 @@
-"""How long encoder rows begin, so that the first reconstructions are no longer than the rows.
+"""How long encoder rows begin, so that the first reconstructions don't overshoot.
 
-With the decoder's transpose for an encoder, each of the k latents of a row that are kept
-gives back all that it sees of it, though they see much the same: in narrow rows and among
-many latents the sum is several times as long as the row.
+With the decoder's transpose for an encoder, each of a row's active latents gives back all
+that it sees of the row, though they see much the same: in narrow rows and among many
+latents the sum is several times as long as the row.
 """
 
+import math
 from statistics import NormalDist
 from typing import Any
 
 from saeflow.train.penalised import decoder_norm
 from saeflow.train.topk import DEFAULT_K
 
+_SHARE = 0.8
+"""Of what the best gain would explain, what the first reconstructions do.
+
+Longer rows are better than shorter ones: latents that overshoot are pushed down, and others
+have their turn, so that fewer die.
+"""
+
 
 def encoder_scale(config: Any, d_in: int, d_sae: int) -> float:
-    """`--encoder-scale`, or what suits: with k kept latents of unit rows, the best gain.
+    """`--encoder-scale`, or what suits: 1, or less where unit rows would overshoot.
 
     Args:
         config: of one SAE.
@@ -27,9 +35,10 @@ def encoder_scale(config: Any, d_in: int, d_sae: int) -> float:
         config.arch == "matryoshka" and config.base != "relu"
     )
     begins_as_transpose = config.init_from is None and config.target_hook is None
-    if keeps_k and begins_as_transpose and decoder_norm(config) == "unit":
-        return best_gain(config.k or DEFAULT_K, d_in, d_sae)
-    return 1.0
+    if not keeps_k or not begins_as_transpose or decoder_norm(config) == "free":
+        return 1.0
+    longest = 1 + math.sqrt(1 - _SHARE)  # times the best: explains 1 - (longest - 1)^2 of it
+    return min(1.0, longest * best_gain(config.k or DEFAULT_K, d_in, d_sae))
 
 
 def best_gain(k: int, d_in: int, d_sae: int) -> float:
@@ -39,10 +48,10 @@ def best_gain(k: int, d_in: int, d_sae: int) -> float:
     products `c_i = x d_i` are largest: with `S = sum c_i^2` the sum `x_hat = sum c_i d_i`
     has `x x_hat = S` and about `|x_hat|^2 = S + S^2`, since two rows that both see x see
     `c_i c_j` of each other. Least squares give `x x_hat / |x_hat|^2 = 1 / (1 + S)`.
-    S is k times the second moment of a normal variable beyond its (1 - k / d_sae)
-    quantile q, `(1 + q phi(q) / (k / d_sae)) / d_in`.
+    S is `d_sae / d_in` times `p + q phi(q)`, the second moment of a normal variable
+    beyond its (1 - p) quantile q, with `p = k / d_sae`.
     """
     normal = NormalDist()
-    share = min(k / d_sae, 0.5)  # the others are below zero
-    q = normal.inv_cdf(1 - share)
-    return 1 / (1 + d_sae * (share + q * normal.pdf(q)) / d_in)
+    active = min(k / d_sae, 0.5)  # the others are below zero
+    q = normal.inv_cdf(1 - active)
+    return 1 / (1 + d_sae * (active + q * normal.pdf(q)) / d_in)

@@ -12,6 +12,10 @@ from saeflow.train.config import TrainConfig
 from saeflow.train.overshoot import best_gain, encoder_scale
 
 
+def options(**given: Any) -> TrainConfig:
+    return TrainConfig(store=Path(), out=Path(), d_sae=2048, **given)
+
+
 def reconstructed(k: int, d_in: int, d_sae: int) -> tuple[Tensor, Tensor]:
     """Gaussian rows, and the sums of their k best random unit rows."""
     draw = torch.Generator().manual_seed(0)
@@ -41,24 +45,37 @@ def test_without_it_the_first_error_can_be_larger_than_the_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "scaled"),
+    "given", [{}, {"arch": "batchtopk"}, {"arch": "matryoshka", "base": "topk"}]
+)
+def test_four_fifths_of_what_could_be_is_explained_at_first(given: dict[str, Any]) -> None:
+    scale = encoder_scale(options(**given), 64, 2048)
+    x, found = reconstructed(32, 64, 2048)
+    explained, most = (
+        1 - ((gain * found - x).square().sum() / x.square().sum()).item()
+        for gain in (scale, best_gain(32, 64, 2048))
+    )
+    assert explained == pytest.approx(0.8 * most, rel=0.1)
+    assert scale > best_gain(32, 64, 2048)
+
+
+@pytest.mark.parametrize(
+    "given",
     [
-        ({}, True),
-        ({"arch": "batchtopk"}, True),
-        ({"arch": "matryoshka", "base": "topk"}, True),
-        ({"arch": "matryoshka", "base": "relu"}, False),
-        ({"arch": "relu"}, False),
-        ({"decoder_norm": "free"}, False),
-        ({"target_hook": "b", "hook": ("a",)}, False),
-        ({"init_from": Path("sae")}, False),
+        {"arch": "matryoshka", "base": "relu"},
+        {"arch": "relu"},
+        {"arch": "jumprelu", "target_l0": 16.0},
+        {"decoder_norm": "free"},
+        {"target_hook": "b", "hook": ("a",)},
+        {"init_from": Path("sae")},
     ],
 )
-def test_where_k_latents_of_unit_rows_are_kept(given: dict[str, Any], scaled: bool) -> None:
-    config = TrainConfig(store=Path(), out=Path(), d_sae=2304, **given)
-    expected = best_gain(32, 576, 2304) if scaled else 1.0
-    assert encoder_scale(config, 576, 2304) == expected
+def test_others_begin_as_the_transpose(given: dict[str, Any]) -> None:
+    assert encoder_scale(options(**given), 64, 2048) == 1.0
+
+
+def test_where_nothing_overshoots_so_do_all() -> None:
+    assert encoder_scale(options(), 768, 2304) == 1.0
 
 
 def test_it_can_be_given() -> None:
-    config = TrainConfig(store=Path(), out=Path(), d_sae=2304, encoder_scale=0.3)
-    assert encoder_scale(config, 576, 2304) == 0.3
+    assert encoder_scale(options(encoder_scale=0.3), 64, 2048) == 0.3
