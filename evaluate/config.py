@@ -50,7 +50,9 @@ class EvaluateConfig:
         str | None,
         Doc("Split of a saved or hub --dataset; if not given, train, or of its own the SAE's."),
     ] = None
-    tokens: Annotated[int, Doc("Held-out tokens to evaluate on, at most.")] = 32_768
+    tokens: Annotated[
+        int, Doc("Held-out tokens to evaluate on, rounded up to whole sequences.")
+    ] = 32_768
     allow_training_text: Annotated[
         bool, Doc("Use text that the SAE was trained on; the result is marked.")
     ] = False

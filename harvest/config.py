@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
-from saeflow.config import require, require_seed, take_types
+from saeflow.config import require, take_types
 from saeflow.harvest.workers import parse_worker
 from saeflow.location import Place
 
@@ -84,7 +84,6 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         take_types(self)
-        require_seed(self.seed, "seed")
         if self.worker is not None:
             parse_worker(self.worker)
         require(bool(self.hook), "--hook is needed: name at least one hook point")

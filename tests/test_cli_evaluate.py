@@ -228,7 +228,10 @@ def test_a_model_that_is_not_there(evaluate: Run, sae: Path, tmp_path: Path, wha
 
 def test_a_dataset_that_is_not_there(evaluate: Run, sae: Path) -> None:
     line = evaluate(dataset="/no/such/text.jsonl").refusal()
-    assert line == "saeflow: dataset /no/such/text.jsonl does not exist: check the path"
+    assert (
+        line
+        == "saeflow: dataset /no/such/text.jsonl does not exist: check the path, or say with --dataset where it is"
+    )
     assert not (sae / "scores.json").exists()
 
 

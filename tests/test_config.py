@@ -51,8 +51,6 @@ def test_what_is_no_choice_is_refused(given: dict[str, Any], told: str) -> None:
     assert told in str(refused.value)
 
 
-def test_seeds_are_seeds_everywhere() -> None:
+def test_an_evaluation_is_not_begun_with_a_seed_that_no_generator_takes() -> None:
     with pytest.raises(BadInputError, match="--seed is -1"):
         EvaluateConfig(sae=Path("sae"), seed=-1)
-    with pytest.raises(BadInputError, match="--seed is -1"):
-        HarvestConfig(model="m", dataset="d", hook=("h",), out="store", seed=-1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
-from saeflow.config import require, require_seed, take_types
+from saeflow.config import require, take_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,6 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         take_types(self)
-        require_seed(self.seed, "seed")
         for place in (self.source, self.out):
             require(
                 re.match(r"\w+:/", str(place)) is None,
