@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 
 from saeflow.config import load_config, require, to_plain, to_toml
 from saeflow.errors import BadInputError
@@ -113,11 +114,11 @@ def _refuse_other_choices(config: TrainConfig, remarks: Sequence[str]) -> None:
     Another version may choose otherwise what options come to that are not given.
     """
     lines = (config.out / CONFIG).read_text(encoding="utf-8").splitlines()
-    before = [line.removeprefix("# ") for line in lines[len(lines) - len(remarks) :]]
-    if before != list(remarks):
-        first = next(pair for pair in zip(before, remarks, strict=True) if pair[0] != pair[1])
-        raise BadInputError(
+    before = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    for there, now in zip_longest(before, remarks, fillvalue="nothing said"):
+        require(
+            there == now,
             f"--out {config.out} holds a run for which another version of saeflow chose otherwise "
-            f"({first[0]} there, {first[1]} now): finish it with that version, name another "
-            "folder, or throw it away with --overwrite"
+            f"({there} there, {now} now): finish it with that version, name another folder, or "
+            "throw it away with --overwrite",
         )

@@ -139,11 +139,11 @@ def _from_folder(
 
 
 def _check_widths(sae: SAE, units: Normalisation, d_sae: int, folder: Path, *, skip: bool) -> None:
-    require(
-        sae.row_scaling is None,
-        f"--init-from {folder} normalises every row by itself ({_scaling(sae)}), which training "
-        "does not: give a folder whose normalize_activations is another",
-    )
+    if sae.row_scaling is not None:
+        raise BadInputError(
+            f"--init-from {folder} normalises every row by itself ({sae.row_scaling.name}), which "
+            "training does not: give a folder whose normalize_activations is another"
+        )
     require(
         sae.kind == units.kind and skip >= sae.form.skip,
         f"--init-from {folder} is {_WORDS[sae.kind, sae.form.skip]}, but "
@@ -178,10 +178,6 @@ def _tensors(
         # A BatchTopK SAE has one threshold for all; as a JumpReLU SAE, each latent its own.
         tensors[name] = unit.more(name).mean() if rules[name].axes == () else unit.more(name)
     return tensors
-
-
-def _scaling(sae: SAE) -> str:
-    return "" if sae.row_scaling is None else sae.row_scaling.name
 
 
 def _list(names: set[str]) -> str:

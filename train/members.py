@@ -75,9 +75,7 @@ def make_members(config: TrainConfig, store: Store) -> tuple[Member, ...]:
     ]
     configs = [
         _of_hook_points(
-            replace(config, sweep=(), sae=(), **own)
-            if own.get("hook", config.hook)
-            else replace(config, sweep=(), sae=(), **own, hook=(store.hook_point(None).name,))
+            replace(config, sweep=(), sae=(), **{**own, "hook": _hooks(config, own, store)})
         )
         for own in together
     ]
@@ -97,6 +95,11 @@ def make_members(config: TrainConfig, store: Store) -> tuple[Member, ...]:
             "one the options that differ make the names",
         )
     return members
+
+
+def _hooks(config: TrainConfig, own: Mapping[str, Any], store: Store) -> tuple[str, ...]:
+    """Those of a table or a sweep, or of the run, or the only one."""
+    return own.get("hook") or config.hook or (store.hook_point(None).name,)
 
 
 def _of_hook_points(config: TrainConfig) -> Iterator[TrainConfig]:

@@ -9,7 +9,7 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-from saeflow.train.penalised import decoder_norm
+from saeflow.train.penalised import decoder_norm, is_penalised
 from saeflow.train.topk import DEFAULT_K
 
 _SHARE = 0.8
@@ -31,9 +31,7 @@ def encoder_scale(config: Any, d_in: int, d_sae: int) -> float:
     given: float | None = config.encoder_scale
     if given is not None:
         return given
-    keeps_k = config.arch in ("topk", "batchtopk") or (
-        config.arch == "matryoshka" and config.base != "relu"
-    )
+    keeps_k = config.arch in ("topk", "batchtopk", "matryoshka") and not is_penalised(config)
     begins_as_transpose = config.init_from is None and config.target_hook is None
     if not keeps_k or not begins_as_transpose or decoder_norm(config) == "free":
         return 1.0

@@ -142,7 +142,9 @@ def test_a_run_that_another_version_chose_otherwise_for_does_not_go_on(
     file.write_text(written.replace('"bias_rate": 1.0', '"bias_rate": 2.0'))
     with pytest.raises(BadInputError, match=r'"bias_rate": 2.0.* there, .*"bias_rate": 1.0.* now'):
         train_sae(train_config())
-    file.write_text(written)
+    file.write_text(written.partition("#")[0])  # of a version that says nothing
+    with pytest.raises(BadInputError, match=r"\(nothing said there, chosen for .* now\)"):
+        train_sae(train_config())
 
 
 def test_how_often_it_saves_may_change(
