@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeflow.errors import BadInputError
+from saeflow.evaluate.like_for_like import told_names
 from saeflow.evaluate.opening import OpenedSAE
 from saeflow.evaluate.resolved import changed
 from saeflow.evaluate.result import EvaluationResult
@@ -60,8 +61,8 @@ def _refuse_two_kinds(out: Path, saes: int) -> None:
     below = sorted(file.parent.name for file in out.glob(f"*/{SCORES}"))
     if saes == 1 and below and not there:
         raise BadInputError(
-            f"--out {out} holds scores in folders of their own ({', '.join(below[:3])}"
-            f"{', ...' if len(below) > 3 else ''}): name a folder in it, or another --out"
+            f"--out {out} holds scores in folders of their own ({told_names(below)}): "
+            "name a folder in it, or another --out"
         )
     if saes > 1 and there:
         raise BadInputError(
